@@ -1,0 +1,16 @@
+"""A laboratory for how neural networks learn. This page is the map; imports go down only.
+
+floor 0   `lab.types`        Model, Dynamics, State, Claim: the shapes everything else has
+floor 1   `lab.models`       networks as (init, apply)
+          `lab.data`         real digits, no download
+          `lab.objectives`   losses, functions of arrays
+          `lab.measures`     curvature under jit(vmap)
+          `lab.theory`       closed forms, each with its derivation or source
+floor 2   `lab.dynamics`     learning processes: gradient descent by any optax optimiser
+          `lab.sweep`        the engine: many runs in parallel, measured, stored, resumed
+floor 3   `lab.claims`       statistics and verdicts
+          `lab.plotting`     figures fit for a paper
+floor 4   `lab.experiment`   main(): command line, progress, claims table, figure, provenance
+
+Read `lab/types.py`, then `lab/sweep/runner.py`, then one file of `experiments/`.
+"""

@@ -1,0 +1,1 @@
+"""What can be measured on a network, its gradients, its activations: pure functions of arrays."""

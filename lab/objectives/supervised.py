@@ -1,0 +1,75 @@
+"""Objectives with a target: half squared error, cross entropy, accuracy. Batches, not examples."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+
+def mse(prediction: Float[Array, "n c"], target: Float[Array, "n c"]) -> Float[Array, ""]:
+    """Half the squared error: SUMMED over the c outputs, AVERAGED over the n examples.
+
+        1/(2n) sum_i |prediction_i - target_i|^2
+
+    The gradient with respect to a prediction is `(prediction_i - target_i) / n`, and the Hessian
+    of a linear model with inputs x_i has no factor of 2: it is `sum_i x_i x_i^T / n`.
+
+    Raises:
+        ValueError: when the shapes differ (they are never broadcast).
+
+    >>> float(mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.zeros((2, 2))))
+    1.25
+    """
+    _same_shape("target", target, "prediction", prediction)
+    return jnp.sum(jnp.square(prediction - target)) / (2 * prediction.shape[0])
+
+
+def cross_entropy(
+    logits: Float[Array, "n c"], target: Float[Array, "n c"] | Int[Array, " n"]
+) -> Float[Array, ""]:
+    """Cross entropy of softmax(logits) with the target, in nats, AVERAGED over the n examples.
+
+        -1/n sum_i sum_k target_ik log softmax(logits_i)_k
+
+    An integer target of shape [n] holds classes 0 ... c - 1; a float target of shape [n, c] holds
+    probabilities, whose rows should sum to 1 (one-hot or soft). A class >= c gives NaN.
+
+    Raises:
+        ValueError: when the shape of the target is neither of these.
+
+    >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.array([0, 4, 9]))), 4)  # log(10)
+    2.3026
+    """
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        _one_label_each(target, logits)
+        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, target))
+    _same_shape("target", target, "logits", logits)
+    return jnp.mean(optax.losses.softmax_cross_entropy(logits, target))
+
+
+def accuracy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, ""]:
+    """The fraction of examples whose largest logit is at their label, from 0 to 1.
+
+    A tie goes to the lower class. NaN when any logit is: a run that blew up has no accuracy (the
+    argmax of NaN is class 0, which would pass for chance).
+
+    Raises:
+        ValueError: when there is not one label for each row of logits.
+
+    >>> float(accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])))
+    0.5
+    """
+    _one_label_each(labels, logits)
+    correct = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+    return jnp.where(jnp.isnan(logits).any(), jnp.nan, correct)
+
+
+def _same_shape(name: str, array: Array, other_name: str, other: Array) -> None:
+    if array.shape != other.shape:
+        raise ValueError(f"{name}: shape {array.shape} should be {other.shape}, as {other_name}")
+
+
+def _one_label_each(labels: Array, logits: Array) -> None:
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels: shape {labels.shape} should be {logits.shape[:-1]}, one for each row"
+        )

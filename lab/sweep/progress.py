@@ -1,0 +1,54 @@
+"""Progress of a sweep: runs, steps, member-steps a second, time left. Silent off a terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int, int, int], None]
+"""advance(member_steps, runs_finished, step): called after each segment."""
+
+
+@contextmanager
+def progress_line(*, runs: int, steps: int, done: int, shown: bool | None) -> Iterator[Advance]:
+    """A live line on standard error while a sweep runs.
+
+    Args:
+        runs: how many runs there are.
+        steps: of each run.
+        done: member-steps (steps summed over runs) that a store already holds.
+        shown: True or False; None shows it on a terminal only.
+    """
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda *_: None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    class Speed(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> str:  # type: ignore[override]
+            return f"{task.speed or 0:,.0f} member-steps/s"
+
+    columns = (
+        rich.TextColumn("{task.fields[finished]}/{task.fields[runs]} runs · step {task.fields[step]}"),
+        rich.BarColumn(bar_width=24),
+        rich.TaskProgressColumn(),
+        Speed(),
+        rich.TextColumn("·"),
+        rich.TimeRemainingColumn(compact=True),
+        rich.TextColumn("left"),
+    )
+    with rich.Progress(
+        *columns,
+        console=Console(stderr=True, force_terminal=shown),
+        refresh_per_second=2,
+        speed_estimate_period=120,
+    ) as bar:
+        task = bar.add_task("", total=runs * steps, completed=done, runs=runs, finished=0, step=0)
+        finished = 0
+
+        def advance(member_steps: int, runs_finished: int, step: int) -> None:
+            nonlocal finished
+            finished += runs_finished
+            bar.update(task, advance=member_steps, finished=finished, step=step)
+
+        yield advance

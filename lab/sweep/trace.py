@@ -1,0 +1,237 @@
+"""One run, traced once: what the engine checks, hashes, costs and runs is the same jaxpr."""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax import lax
+from jax.extend.core import jaxpr_as_fun
+
+from lab.sweep.layout import Cost
+from lab.types import BadInput, Dynamics
+
+NEEDS_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where a traced array's value is asked for."""
+
+RESERVED = ("diverged_at", "finite", "step", "step_rare")
+"""Names the engine gives to its own coordinates."""
+
+
+class Function(NamedTuple):
+    """A traced pure function: callable on pytrees, with its jaxpr and the shapes it returns."""
+
+    jaxpr: Any
+    returns: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves = jaxpr_as_fun(self.jaxpr)(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(self.returns), leaves)
+
+    def lowered(self) -> Any:
+        """The function of one run, lowered but not compiled."""
+        return jax.jit(jaxpr_as_fun(self.jaxpr)).lower(*self.jaxpr.in_avals)
+
+    def digest(self) -> str:
+        """A hash of the computation, the arrays it closes over included."""
+        text = hashlib.sha256(self.lowered().as_text().encode())
+        for const in self.jaxpr.consts:
+            text.update(np.asarray(plain(const)).tobytes())
+        return text.hexdigest()[:16]
+
+
+class Process(NamedTuple):
+    """The traced functions of one run; each takes (point, shared) first, and step's take (state, t).
+
+    `inspect` is None where it is not asked for.
+    """
+
+    init: Function
+    step: Function
+    observe: Function
+    inspect: Function | None
+
+    def digests(self) -> dict[str, str]:
+        """{function: hash of its computation}."""
+        return {name: f.digest() for name, f in self._asdict().items() if f is not None}
+
+
+def traced(
+    dynamics: Callable[..., Any],
+    point: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    static: Mapping[str, Any],
+    *,
+    inspected: bool,
+    taken: Collection[str] = (),
+) -> Process:
+    """Trace one run, and say in one line what the engine cannot run.
+
+    Args:
+        dynamics: (**shared, **point, **static) -> Dynamics.
+        point: one run's traced hyperparameters.
+        shared: arrays that every run reads.
+        static: hyperparameters that stay Python values.
+        inspected: whether `inspect` is asked for.
+        taken: names that a record must not have.
+
+    Raises:
+        BadInput: a traced value is needed concretely, the state changes structure in `step`, a
+            record is not a flat dict of arrays or has a name that is taken.
+    """
+
+    def made(point: Mapping[str, Any], shared: Mapping[str, Any]) -> Dynamics:
+        result = dynamics(**shared, **point, **static)
+        if not isinstance(result, Dynamics):
+            given = type(result).__name__
+            raise BadInput(f"dynamics: returned a {given}; return a lab.types.Dynamics")
+        if inspected and result.inspect is None:
+            raise BadInput("inspect_every: given, but the Dynamics has no inspect; give it one")
+        return result
+
+    def init(point: Any, shared: Any) -> Any:
+        return _strong("init", made(point, shared).init())
+
+    def step(point: Any, shared: Any, state: Any, t: Any) -> Any:
+        return _strong("step", made(point, shared).step(state, t))
+
+    def observe(point: Any, shared: Any, state: Any, t: Any) -> Any:
+        return _record("observe", made(point, shared).observe(state, t), taken)
+
+    def inspect(point: Any, shared: Any, state: Any, t: Any) -> Any:
+        costly = made(point, shared).inspect
+        assert costly is not None
+        return _record("inspect", costly(state, t), taken)
+
+    t = jax.ShapeDtypeStruct((), jnp.int32)
+    start = _function(init, point, shared)
+    at = (point, shared, start.returns, t)
+    moved = _function(step, *at)
+    _same_structure(start.returns, moved.returns)
+    observed, costly = _function(observe, *at), _function(inspect, *at) if inspected else None
+    both = set(observed.returns) & set(costly.returns if costly else ())
+    if both:
+        raise BadInput(f"inspect: {min(both)!r} is observed too; record each name once")
+    return Process(start, moved, observed, costly)
+
+
+def cost(process: Process, *, per_period: int) -> Cost:
+    """What one run costs, as the compiler counts it before compilation.
+
+    Args:
+        process: the run.
+        per_period: `observe`s in one record period.
+    """
+    counted = process.step.lowered().cost_analysis() or {}
+    record = per_period * _bytes(process.observe.returns)
+    if process.inspect is not None:
+        record += _bytes(process.inspect.returns)
+    return Cost(counted.get("bytes accessed", 0.0), counted.get("flops", 0.0), record)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _function(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> Function:
+    """`function` traced, naming the hyperparameter to blame when a tracer was needed concretely."""
+    try:
+        jaxpr, returns = jax.make_jaxpr(function, return_shape=True)(point, *rest)
+    except NEEDS_VALUE as error:
+        raise BadInput(_blame(function, point, *rest)) from error
+    return Function(jaxpr, returns)
+
+
+def _blame(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> str:
+    """The input to blame: make one concrete at a time, and see which cures it."""
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), dict(point))
+    name = function.__name__
+    for axis in point:
+        free = {other: value for other, value in point.items() if other != axis}
+
+        def fixed(free: Any, *rest: Any, axis: str = axis) -> Any:
+            return function({**free, axis: ones[axis]}, *rest)
+
+        if _traces(fixed, free, *rest):
+            return (
+                f"{name}: {axis!r} is traced (one compilation serves all its values), but its value "
+                f"is asked for by `if`, float(), int() or NumPy; use jnp (jnp.where), or make "
+                f"{axis!r} a static axis"
+            )
+    if rest[1:] and _traces(lambda *most: function(*most, np.int32(0)), point, *rest[:-1]):
+        return (
+            f"{name}: the step index t is traced, but its value is asked for by `if`, int() or "
+            "NumPy; use jnp.where or lax.cond, or let `every` choose when to record"
+        )
+    return (
+        f"{name}: a traced array's value is asked for by `if`, float(), int() or NumPy; "
+        "use jnp functions throughout"
+    )
+
+
+def _traces(function: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        jax.eval_shape(function, *arguments)
+    except Exception:  # whatever else is wrong, this input is not to blame
+        return False
+    return True
+
+
+def _strong(name: str, state: Any) -> Any:
+    """The state with strong-typed array leaves: a Python `0.` would cost a second trace."""
+
+    def strong(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, bool | int | float | complex):
+            leaf = jnp.asarray(leaf)
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            where = jax.tree_util.keystr(path)
+            kind = type(leaf).__name__
+            raise BadInput(f"{name}: state{where} is a {kind}; a state is a pytree of arrays")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        leaf = jnp.asarray(leaf)
+        return lax.convert_element_type(leaf, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(strong, state)
+
+
+def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Array]:
+    """The record, if it is a flat dict of arrays under names that are free."""
+    if not isinstance(record, Mapping):
+        raise BadInput(f"{name}: returns a {type(record).__name__}; return {{name: array}}")
+    for key, value in record.items():
+        if not isinstance(key, str):
+            raise BadInput(f"{name}: names a record {key!r}; names are strings")
+        if not isinstance(value, jax.Array | np.ndarray | np.generic):
+            raise BadInput(f"{name}: {key!r} is a {type(value).__name__}; record an array")
+        if hasattr(xr.Dataset, key):
+            raise BadInput(f"{name}: {key!r} is an attribute of xarray.Dataset; choose another name")
+        if key in taken or key in RESERVED:
+            raise BadInput(f"{name}: {key!r} is taken by an axis or the engine; choose another name")
+    return {key: jnp.asarray(value) for key, value in record.items()}
+
+
+def _same_structure(before: Any, after: Any) -> None:
+    one, other = jax.tree.structure(before), jax.tree.structure(after)
+    if one != other:
+        raise BadInput(f"step: returns a state {other}, where init gave {one}; make them alike")
+    leaves = jax.tree_util.tree_leaves_with_path(before)
+    for (path, leaf), new in zip(leaves, jax.tree.leaves(after), strict=True):
+        if (leaf.shape, leaf.dtype) != (new.shape, new.dtype):
+            raise BadInput(
+                f"step: returns state{jax.tree_util.keystr(path)} as {new.dtype}{list(new.shape)}, "
+                f"where init gave {leaf.dtype}{list(leaf.shape)}; make them alike"
+            )
+
+
+def _plain(leaf: Any) -> Any:
+    keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if keyed else leaf

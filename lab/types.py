@@ -1,0 +1,93 @@
+"""The four shapes of the lab. Everything else makes, runs or judges one of them.
+
+A `Model` is a pair of pure functions. A `Dynamics` is one learning process: ONE hyperparameter
+point, ONE seed. A sweep (`lab.sweep`) runs thousands of them. A `Claim` (`lab.claims`) holds what
+was measured against what was predicted.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Array, PyTree
+
+Params = PyTree[Array]
+"""The parameters of a model: any pytree of arrays."""
+
+State = PyTree[Array]
+"""The whole state of a learning process: params, optimiser state, moving averages, own clock."""
+
+Record = Mapping[str, Array]
+"""What is observed at one step: a flat dict of arrays of any (fixed) shape."""
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+class Model(NamedTuple):
+    """A network as a pair of pure functions.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, x) -> y`.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[..., Any]
+
+
+class Dynamics(NamedTuple):
+    """One learning process as a discrete-time dynamical system, at one hyperparameter point.
+
+    Gradient descent, Adam, a moving-average target, gradient flow and feedback alignment are all
+    of this shape, so one engine runs them all. `t` is the index of the step, an int32 scalar; draw
+    a batch from `fold_in(batch_key, t)`, so that a trajectory depends neither on how often it is
+    recorded nor on where it was cut and resumed.
+
+    Attributes:
+        init: `init() -> state`.
+        step: `step(state, t) -> state`; same structure, shapes and dtypes as `init`'s.
+        observe: `observe(state, t) -> {name: array}`; cheap, recorded each `every` steps.
+        inspect: `inspect(state, t) -> {name: array}`; costly, recorded each `inspect_every` steps.
+    """
+
+    init: Callable[[], State]
+    step: Callable[[State, Array], State]
+    observe: Callable[[State, Array], Record]
+    inspect: Callable[[State, Array], Record] | None = None
+
+
+class Claim(NamedTuple):
+    """One sentence about how networks learn, and what a measurement says of it.
+
+    Attributes:
+        statement: the sentence.
+        source: paper with figure or equation number, or the closed form it comes from.
+        predicted: the value that theory gives (in the units of `measured`).
+        estimator: how one seed's value was measured, in words.
+        measured: the mean over seeds.
+        interval: 95% confidence interval (low, high) over seeds.
+        tolerance: (low, high), set before looking; either end may be infinite.
+        why: the reason for the width of the tolerance.
+        verdict: `pass` when the whole interval lies inside the tolerance, `fail` when it lies
+            outside, `inconclusive` otherwise.
+        values: one measured value per seed; NaN marks a seed that could not be measured.
+        seeds: what a seed varies (initialisation, batches, the draw of the data).
+        control: the same estimator where the effect must be absent; its verdict is `pass` when
+            it is absent.
+    """
+
+    statement: str
+    source: str
+    predicted: float
+    estimator: str
+    measured: float
+    interval: tuple[float, float]
+    tolerance: tuple[float, float]
+    why: str
+    verdict: Verdict
+    values: tuple[float, ...]
+    seeds: str
+    control: "Claim | None" = None
+
+
+class BadInput(ValueError):
+    """What the caller gave cannot be run: one line with the field, its value and what would do."""

@@ -1,0 +1,19 @@
+"""Strictness for every test: warnings and silent promotions are errors, shapes are checked."""
+
+import os
+from pathlib import Path
+
+# Tests share one compilation cache; subprocesses inherit it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("lab", "beartype.beartype")
+
+import jax  # noqa: E402
+
+import lab.sweep  # noqa: E402, F401  one device a core, before JAX starts
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "standard")
