@@ -6,20 +6,20 @@ was measured against what was predicted.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jaxtyping import Array, PyTree
 
-Params = PyTree[Array]
+Params: TypeAlias = PyTree[Array]
 """The parameters of a model: any pytree of arrays."""
 
-State = PyTree[Array]
+State: TypeAlias = PyTree[Array]
 """The whole state of a learning process: params, optimiser state, moving averages, own clock."""
 
-Record = Mapping[str, Array]
+Record: TypeAlias = Mapping[str, Array]
 """What is observed at one step: a flat dict of arrays of any (fixed) shape."""
 
-Verdict = Literal["pass", "fail", "inconclusive"]
+Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 
 class Model(NamedTuple):
@@ -61,7 +61,8 @@ class Claim(NamedTuple):
     Attributes:
         statement: the sentence.
         source: paper with figure or equation number, or the closed form it comes from.
-        predicted: the value that theory gives (in the units of `measured`).
+        predicted: the value that theory gives (in the units of `measured`), or None where it
+            gives a direction only and the tolerance says which.
         estimator: how one seed's value was measured, in words.
         measured: the mean over seeds.
         interval: 95% confidence interval (low, high) over seeds.
@@ -77,7 +78,7 @@ class Claim(NamedTuple):
 
     statement: str
     source: str
-    predicted: float
+    predicted: float | None
     estimator: str
     measured: float
     interval: tuple[float, float]

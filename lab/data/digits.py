@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lab.types import BadInput
+
 
 class Digits(NamedTuple):
     """Labelled examples.
@@ -68,7 +70,7 @@ def mnist(
         Split(train, test). The csv is read once a process (0.3 s); the result is the caller's own.
 
     Raises:
-        ValueError: one line, naming the argument that cannot be satisfied and what could be.
+        BadInput: one line, naming the argument that cannot be satisfied and what could be.
 
     References:
         LeCun et al. 1998, "Gradient-based learning applied to document recognition".
@@ -176,13 +178,13 @@ def _split(
 ) -> Split:
     classes = tuple(range(10)) if classes is None else tuple(classes)
     if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(range(10)):
-        raise ValueError(f"classes: {classes} should be different digits from 0 to 9")
+        raise BadInput(f"classes: {classes} should be different digits from 0 to 9")
     if count is not None and count < 1:
-        raise ValueError(f"count: {count} should be a positive number of examples, or None for all")
+        raise BadInput(f"count: {count} should be a positive number of examples, or None for all")
     if test < 0:
-        raise ValueError(f"test: {test} should be at least 0")
+        raise BadInput(f"test: {test} should be at least 0")
     if seed < 0:
-        raise ValueError(f"seed: {seed} should be at least 0")
+        raise BadInput(f"seed: {seed} should be at least 0")
 
     images, digits = source()
     train_rows, test_rows = _rows(digits, count, test, classes, seed)
@@ -193,7 +195,7 @@ def _split(
         mean = train_x.mean(axis=0, keepdims=True)
         scale = np.sqrt(np.square(train_x - mean).mean())
         if scale == 0:
-            raise ValueError(
+            raise BadInput(
                 f"standardise: {len(train_x)} train example(s) do not vary: should be at least two "
                 "different ones, or standardise=False"
             )
@@ -221,7 +223,7 @@ def _rows(
     from_train = sizes - from_test if count is None else _shares(count, len(classes))
     if (from_train + from_test > sizes).any() or (from_train < 0).any() or not from_train.any():
         asked = f"test: {test}" if count is None else f"count: {count} with test={test}"
-        raise ValueError(
+        raise BadInput(
             f"{asked} cannot be drawn evenly from {len(classes)} class(es) of {sizes.min()} "
             f"or more examples: the two together should be at most {len(classes) * sizes.min()}"
         )
@@ -248,7 +250,7 @@ def _pooled(images: np.ndarray, pool: int) -> np.ndarray:
     side = sides[0]
     if pool < 1 or side % pool:
         divisors = ", ".join(str(k) for k in range(1, side + 1) if side % k == 0)
-        raise ValueError(f"pool: {pool} does not divide {side}: should be one of {divisors}")
+        raise BadInput(f"pool: {pool} does not divide {side}: should be one of {divisors}")
     blocks = images.reshape(n, *(size for s in sides for size in (s // pool, pool)))
     means = blocks.mean(axis=tuple(range(2, blocks.ndim, 2)))
     return means.reshape(n, math.prod(means.shape[1:]))  # -1 cannot be told when n is 0

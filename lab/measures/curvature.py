@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from matfree import decomp
 
-from lab.types import Params
+from lab.types import BadInput, Params
 
 Scalar = Float[Array, ""]
 Loss = Callable[[Params], Scalar]
@@ -172,14 +172,14 @@ def lanczos(matvec: Callable[[Params], Params], vector: Params, k: int) -> Ritz:
     section 13.2, `||A u - θ u|| = β_k |s_k|`, to within rounding, about `ε ||A||`.
 
     Raises:
-        ValueError: if `k < 1`.
+        BadInput: if `k < 1`.
 
     >>> ritz = lanczos(lambda v: jnp.array([3.0, 1.0, -5.0]) * v, jnp.ones(3), k=8)
     >>> [round(float(value), 4) for value in ritz.values]
     [3.0, 1.0, -5.0]
     """
     if k < 1:
-        raise ValueError(f"the Krylov space needs k >= 1 products, got k={k}")
+        raise BadInput(f"the Krylov space needs k >= 1 products, got k={k}")
     start, unravel = ravel_pytree(vector)
     k = min(k, start.size)
     # `tridiag_sym` would be the usual choice, but goes silently wrong past an exhausted space.
@@ -246,7 +246,7 @@ def top_eigenvalues(
     ones converge later, so take `k` several times `count` (`lanczos` gives their residuals).
 
     Raises:
-        ValueError: unless `1 <= count <= k`.
+        BadInput: unless `1 <= count <= k`.
 
     >>> operator = Operator(lambda v: jnp.array([3.0, 1.0, -5.0]) * v, jnp.zeros(3))
     >>> values = top_eigenvalues(operator, 4, key=jax.random.key(0), k=8)
@@ -254,7 +254,7 @@ def top_eigenvalues(
     [3.0, 1.0, -5.0, nan]
     """
     if not 1 <= count <= k:
-        raise ValueError(f"{count} eigenvalues need 1 <= count <= k, got k={k}")
+        raise BadInput(f"{count} eigenvalues need 1 <= count <= k, got k={k}")
     values = lanczos(operator.matvec, _start(operator, key, vector), k).values[:count]
     return jnp.pad(values, (0, count - values.size), constant_values=jnp.nan)
 
@@ -267,14 +267,14 @@ def trace(operator: Operator, *, key: PRNGKeyArray, probes: int = 32) -> Estimat
     Source: Hutchinson (1990), "A stochastic estimator of the trace of the influence matrix".
 
     Raises:
-        ValueError: if `probes < 2`, which leaves no standard error.
+        BadInput: if `probes < 2`, which leaves no standard error.
 
     >>> operator = Operator(lambda v: jnp.array([3.0, 1.0, -5.0]) * v, jnp.zeros(3))
     >>> trace(operator, key=jax.random.key(0))
     Estimate(value=Array(-1., dtype=float32), error=Array(0., dtype=float32))
     """
     if probes < 2:
-        raise ValueError(f"a standard error needs probes >= 2, got probes={probes}")
+        raise BadInput(f"a standard error needs probes >= 2, got probes={probes}")
     zero, unravel = ravel_pytree(operator.domain)
 
     def sample(probe_key: Array) -> Array:
@@ -295,7 +295,7 @@ def spectral_quadrature(
     Source: Ghorbani, Krishnan and Xiao (2019), arXiv 1901.10159, section 2.
 
     Raises:
-        ValueError: if `k < 1` or `probes < 1`.
+        BadInput: if `k < 1` or `probes < 1`.
 
     >>> operator = Operator(lambda v: 2.0 * v, jnp.zeros(3))
     >>> nodes, weights = spectral_quadrature(operator, key=jax.random.key(0), k=2, probes=1)
@@ -303,7 +303,7 @@ def spectral_quadrature(
     (Array([[2., 2.]], dtype=float32), Array([[1., 0.]], dtype=float32))
     """
     if probes < 1:
-        raise ValueError(f"the quadrature needs probes >= 1, got probes={probes}")
+        raise BadInput(f"the quadrature needs probes >= 1, got probes={probes}")
 
     def probe(probe_key: Array) -> Quadrature:
         ritz = lanczos(operator.matvec, _start(operator, probe_key, None), k)
@@ -393,7 +393,7 @@ def adam_preconditioner(
     pixel's weights): without that they would weigh `1 / eps`. Before the first step P is NaN.
 
     Raises:
-        ValueError: unless `opt_state` holds exactly one `optax.ScaleByAdamState` (adam, adamw).
+        BadInput: unless `opt_state` holds exactly one `optax.ScaleByAdamState` (adam, adamw).
 
     >>> optimizer = optax.adam(0.1)
     >>> gradient = jnp.array([4.0, 0.0])
@@ -418,7 +418,7 @@ def rmsprop_preconditioner(
     Give what the optimiser was given. P is infinite where ν = 0, as in `adam_preconditioner`.
 
     Raises:
-        ValueError: unless `opt_state` holds exactly one `optax.ScaleByRmsState` (rmsprop, not
+        BadInput: unless `opt_state` holds exactly one `optax.ScaleByRmsState` (rmsprop, not
             centred and without bias correction).
 
     >>> optimizer = optax.rmsprop(0.1, decay=0.75)
@@ -439,7 +439,7 @@ def rmsprop_preconditioner(
 def _start(operator: Operator, key: Array | None, vector: Params | None) -> Params:
     """The start of a Krylov space: `vector`, or a normal one drawn from `key`."""
     if (key is None) == (vector is None):
-        raise ValueError("Lanczos starts from key=... or from vector=...: give exactly one")
+        raise BadInput("Lanczos starts from key=... or from vector=...: give exactly one")
     if key is None:
         return vector
     zero, unravel = ravel_pytree(operator.domain)
@@ -451,7 +451,7 @@ def _only_state(opt_state: PyTree, kind: type) -> PyTree:
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     states = [leaf for leaf in leaves if isinstance(leaf, kind)]
     if len(states) != 1:
-        raise ValueError(f"expected one {kind.__name__} in the state, found {len(states)}")
+        raise BadInput(f"expected one {kind.__name__} in the state, found {len(states)}")
     return states[0]
 
 

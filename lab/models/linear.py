@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from lab.types import Model
+from lab.types import BadInput, Model
 
 _INITS = ("normal", "orthogonal", "balanced")
 
@@ -41,7 +41,7 @@ def deep_linear(
         for x of shape [n, d] or [d]. Params are float32, or float64 when jax has x64 enabled.
 
     Raises:
-        ValueError: one line, naming the argument, when it or the shape of `x` cannot be used; for
+        BadInput: one line, naming the argument, when it or the shape of `x` cannot be used; for
             "balanced", also when a hidden layer is narrower than both ends.
 
     References:
@@ -56,11 +56,11 @@ def deep_linear(
     """
     sizes = tuple(sizes)
     if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"sizes: {sizes} should be at least two positive widths, input first")
+        raise BadInput(f"sizes: {sizes} should be at least two positive widths, input first")
     if init not in _INITS:
-        raise ValueError(f"init: {init!r} is not one of {', '.join(_INITS)}")
+        raise BadInput(f"init: {init!r} is not one of {', '.join(_INITS)}")
     if init == "balanced" and min(sizes) < min(sizes[0], sizes[-1]):
-        raise ValueError(
+        raise BadInput(
             f"sizes: {sizes} has a hidden layer narrower than {min(sizes[0], sizes[-1])}, the "
             "narrower end, which init='balanced' cannot pass through"
         )
@@ -83,7 +83,7 @@ def deep_linear(
         params: tuple[Float[Array, "_ _"], ...], x: Float[Array, "*n d"]
     ) -> Float[Array, "*n c"]:
         if x.shape[-1] != sizes[0]:
-            raise ValueError(f"x: shape {x.shape} should end in {sizes[0]}, the first of sizes")
+            raise BadInput(f"x: shape {x.shape} should end in {sizes[0]}, the first of sizes")
         return functools.reduce(jnp.matmul, params, x)
 
     return Model(initial, apply)

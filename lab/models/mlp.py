@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.scipy.special import erf
 from jaxtyping import Array, Float, Key
 
-from lab.types import Model, Params
+from lab.types import BadInput, Model, Params
 
 Scalar = int | float | Float[Array, ""]
 """A hyperparameter: a number, or a traced one."""
@@ -95,7 +95,7 @@ def mlp(
         `(h_1, ..., h_L)` instead. Params are float32, or float64 when jax has x64 enabled.
 
     Raises:
-        ValueError: one line, naming the argument, when it or the shape of `x` cannot be used.
+        BadInput: one line, naming the argument, when it or the shape of `x` cannot be used.
 
     References:
         Jacot et al. 2018, arXiv:1806.07572. Lee et al. 2019, arXiv:1902.06720. Yang and Hu 2021,
@@ -110,19 +110,19 @@ def mlp(
     """
     sizes = tuple(sizes)
     if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"sizes: {sizes} should be at least two positive widths, input first")
+        raise BadInput(f"sizes: {sizes} should be at least two positive widths, input first")
     if isinstance(activation, str) and activation not in _ACTIVATIONS:
-        raise ValueError(
+        raise BadInput(
             f"activation: {activation!r} is not one of {', '.join(_ACTIVATIONS)}, nor a function"
         )
     if parametrisation not in _PARAMETRISATIONS:
-        raise ValueError(
+        raise BadInput(
             f"parametrisation: {parametrisation!r} is not one of {', '.join(_PARAMETRISATIONS)}"
         )
     for name, value in (("gain", gain), ("bias_std", bias_std)):
         # A traced value has no sign to look at.
         if not isinstance(value, jax.core.Tracer) and not value >= 0:
-            raise ValueError(f"{name}: {value} should be at least 0")
+            raise BadInput(f"{name}: {value} should be at least 0")
 
     scales = [
         _layer_scales(parametrisation, fan_in, fan_out, first=i == 0, last=i == len(sizes) - 2)
@@ -148,7 +148,7 @@ def mlp(
         params: Params, x: Float[Array, "*n d"], *, preactivations: bool = False
     ) -> Float[Array, "*n c"] | tuple[Float[Array, "*n _"], ...]:
         if x.shape[-1] != sizes[0]:
-            raise ValueError(f"x: shape {x.shape} should end in {sizes[0]}, the first of sizes")
+            raise BadInput(f"x: shape {x.shape} should end in {sizes[0]}, the first of sizes")
         effective = jax.tree.map(jnp.multiply, multipliers, params)
         hs = network.apply({"params": effective}, x)
         return hs if preactivations else hs[-1]

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lab.types import BadInput
+
 
 def mse(prediction: Float[Array, "n c"], target: Float[Array, "n c"]) -> Float[Array, ""]:
     """Half the squared error: SUMMED over the c outputs, AVERAGED over the n examples.
@@ -14,7 +16,7 @@ def mse(prediction: Float[Array, "n c"], target: Float[Array, "n c"]) -> Float[A
     of a linear model with inputs x_i has no factor of 2: it is `sum_i x_i x_i^T / n`.
 
     Raises:
-        ValueError: when the shapes differ (they are never broadcast).
+        BadInput: when the shapes differ (they are never broadcast).
 
     >>> float(mse(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.zeros((2, 2))))
     1.25
@@ -34,7 +36,7 @@ def cross_entropy(
     probabilities, whose rows should sum to 1 (one-hot or soft). A class >= c gives NaN.
 
     Raises:
-        ValueError: when the shape of the target is neither of these.
+        BadInput: when the shape of the target is neither of these.
 
     >>> round(float(cross_entropy(jnp.zeros((3, 10)), jnp.array([0, 4, 9]))), 4)  # log(10)
     2.3026
@@ -53,7 +55,7 @@ def accuracy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Arr
     argmax of NaN is class 0, which would pass for chance).
 
     Raises:
-        ValueError: when there is not one label for each row of logits.
+        BadInput: when there is not one label for each row of logits.
 
     >>> float(accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])))
     0.5
@@ -65,11 +67,11 @@ def accuracy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Arr
 
 def _same_shape(name: str, array: Array, other_name: str, other: Array) -> None:
     if array.shape != other.shape:
-        raise ValueError(f"{name}: shape {array.shape} should be {other.shape}, as {other_name}")
+        raise BadInput(f"{name}: shape {array.shape} should be {other.shape}, as {other_name}")
 
 
 def _one_label_each(labels: Array, logits: Array) -> None:
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(
+        raise BadInput(
             f"labels: shape {labels.shape} should be {logits.shape[:-1]}, one for each row"
         )

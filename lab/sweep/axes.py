@@ -154,13 +154,15 @@ def _labelled(name: Any, names: tuple[str, ...], values: Mapping[Any, Any]) -> A
     if len({(array.shape, array.dtype) for array in arrays.values()}) > 1:
         shapes = {label: f"{a.dtype}{list(a.shape)}" for label, a in arrays.items()}
         raise BadInput(f"axes: {name!r} has arrays of several shapes {shapes}; give one shape")
-    return Axis(name, {name: np.asarray(list(arrays))}, {name: _strong(np.stack([*arrays.values()]))})
+    return Axis(
+        name, {name: np.asarray(list(arrays))}, {name: _strong(np.stack([*arrays.values()]))}
+    )
 
 
 def _numbers(name: str, column: np.ndarray) -> np.ndarray:
     if column.dtype.kind not in "iufb":
         raise BadInput(
-            f"axes: {name!r} holds {column[0]!r}, not a number; pass numbers, or make it a static axis"
+            f"axes: {name!r} holds {column[0]!r}, no number; give numbers, or make it a static axis"
         )
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         bad = column[~np.isfinite(column)][0]

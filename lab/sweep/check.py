@@ -8,6 +8,7 @@ import numpy as np
 
 from lab.types import BadInput
 
+
 def positive_int(name: str, value: Any) -> int:
     """The value as an int, or one line that says it is none.
 
@@ -27,7 +28,9 @@ def cadence(steps: Any, every: Any, inspect_every: Any) -> tuple[int, int, int |
     """
     steps, every = positive_int("steps", steps), positive_int("every", every)
     if steps % every:
-        raise BadInput(f"every: {every} does not divide steps={steps}; {_divisor(steps, every)} would")
+        raise BadInput(
+            f"every: {every} does not divide steps={steps}; {_divisor(steps, every)} would"
+        )
     if inspect_every is None:
         return steps, every, None
     inspect_every = positive_int("inspect_every", inspect_every)
@@ -59,7 +62,9 @@ def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Sequence[str]])
             parameter.VAR_POSITIONAL,
         )
         if required and name not in names:
-            raise BadInput(f"axes: dynamics needs {name!r}; give it an axis, static or shared value")
+            raise BadInput(
+                f"axes: dynamics needs {name!r}; give it an axis, static or shared value"
+            )
 
 
 def _divisor(steps: int, every: int) -> int:

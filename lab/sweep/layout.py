@@ -125,9 +125,7 @@ def chosen(asked: Layout, cost: Cost, *, runs: int, steps: int, period: int) -> 
 def _width(share: int, most: int) -> int:
     """The widest block up to `most` that pads least, not under half of `most`."""
     most = max(1, min(most, share, WIDEST))
-    return min(
-        range(most, most // 2, -1), key=lambda width: math.ceil(share / width) * width
-    )
+    return min(range(most, most // 2, -1), key=lambda width: math.ceil(share / width) * width)
 
 
 def _even(blocks: int, most: int) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lab.sweep.layout import Layout
-from lab.sweep.trace import Process
+from lab.sweep.trace import Function, Process
 
 
 class Records(NamedTuple):
@@ -101,7 +101,7 @@ def program(process: Process, layout: Layout, *, every: int, observes: int) -> P
 
 
 def _over_runs(
-    function: Callable[..., Any],
+    function: Function | Callable[..., Any],
     mesh: Mesh,
     layout: Layout,
     *,
@@ -109,7 +109,7 @@ def _over_runs(
     common: int,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """`function` of one run, over a dispatch: devices in parallel, blocks in turn, width at once."""
+    """`function` of one run, over a dispatch: devices at once, blocks in turn, width at once."""
     blocks, width = layout.blocks or 1, layout.width or 1
 
     def on_device(*arguments: Any) -> Any:

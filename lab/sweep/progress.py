@@ -25,11 +25,13 @@ def progress_line(*, runs: int, steps: int, done: int, shown: bool | None) -> It
     from rich.console import Console
 
     class Speed(rich.ProgressColumn):
-        def render(self, task: rich.Task) -> str:  # type: ignore[override]
+        def render(self, task: rich.Task) -> str:
             return f"{task.speed or 0:,.0f} member-steps/s"
 
     columns = (
-        rich.TextColumn("{task.fields[finished]}/{task.fields[runs]} runs · step {task.fields[step]}"),
+        rich.TextColumn(
+            "{task.fields[finished]}/{task.fields[runs]} runs · step {task.fields[step]}"
+        ),
         rich.BarColumn(bar_width=24),
         rich.TaskProgressColumn(),
         Speed(),

@@ -157,7 +157,10 @@ def sweep(
         advance = stack.enter_context(line)
         for process, book in zip(processes, books, strict=True):
             _run(process, book, common, cadence, keep, advance)
-        parts = [_recorded(process, book, cadence) for process, book in zip(processes, books, strict=True)]
+        parts = [
+            _recorded(process, book, cadence)
+            for process, book in zip(processes, books, strict=True)
+        ]
     data = _dataset(parts, processes[0], grid, fixed, cadence, own_dims, {**ATTRS, **(attrs or {})})
     return data.assign_attrs(
         axes=json.dumps({axis.dim: [*axis.labels] for axis in grid}),
@@ -194,14 +197,19 @@ def _book(
         rare = cadence.steps // cadence.period + 1
         inspected = {} if process.inspect is None else process.inspect.returns
         return {
-            **{k: (cadence.records, often, v.shape, v.dtype) for k, v in process.observe.returns.items()},
+            **{
+                k: (cadence.records, often, v.shape, v.dtype)
+                for k, v in process.observe.returns.items()
+            },
             **{k: (rare, rarely, v.shape, v.dtype) for k, v in inspected.items()},
             "finite": (cadence.records, often, (), np.dtype(bool)),
         }
 
     if path is None:
         return Memory(layout, values, records(layout))
-    arrays = {name: hashlib.sha256(plain(a).tobytes()).hexdigest()[:16] for name, a in shared.items()}
+    arrays = {
+        name: hashlib.sha256(plain(a).tobytes()).hexdigest()[:16] for name, a in shared.items()
+    }
     config = {
         "every": cadence.every,
         "inspect_every": cadence.inspect_every,
@@ -274,8 +282,8 @@ def _done(book: Memory | Store, cadence: Cadence) -> int:
             continue
         if saved.records < cadence.records and not saved.leaves:
             raise BadInput(
-                f"steps: the store ended at {saved.t} without keeping its states (keep=None), so it "
-                f"cannot go on to {cadence.steps}; give another store"
+                f"steps: the store ended at {saved.t} and kept no states (keep=None), so it cannot "
+                f"go on to {cadence.steps}; give another store"
             )
         done += real * min(saved.t, cadence.steps)
     return done
@@ -332,7 +340,7 @@ def _dataset(
     data = xr.Dataset(variables, coords)
     for name, values in attrs.items():
         if name in data.variables:
-            data[name].attrs |= values
+            data[name].attrs |= dict(values)
     return data
 
 
@@ -373,6 +381,10 @@ def _own_dims(
         name: tuple(dims.get(name, [f"{name}_{i}" for i in range(len(leaf.shape))]))
         for name, leaf in records.items()
     }
+
+
+def _digest(array: jax.Array) -> str:
+    return hashlib.sha256(plain(array).tobytes()).hexdigest()[:16]
 
 
 def _one(values: np.ndarray) -> jax.ShapeDtypeStruct:

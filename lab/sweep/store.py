@@ -14,6 +14,7 @@ rename is the commit: what lies past it is ignored and written again, to the sam
 """
 
 import fcntl
+import importlib.metadata
 import io
 import itertools
 import json
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -179,7 +180,8 @@ class Store:
                     dtype=dtype,
                 )
             else:
-                arrays[name] = array = group[name]
+                array: Any = group[name]
+                arrays[name] = array
                 wanted = (max(rows, array.shape[0]), max(count, array.shape[1]), *shape)
                 if wanted != array.shape:
                     array.resize(wanted)
@@ -222,7 +224,7 @@ def identity(
     """
     device = jax.devices()[0]
     return {
-        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
         "machine": {
             "platform": device.platform,
             "processor": _processor() if device.platform == "cpu" else device.device_kind,
@@ -300,15 +302,15 @@ def part(store: Path, static: Mapping[str, Any]) -> Path:
 
 def plain(leaf: jax.Array) -> np.ndarray:
     """A leaf as bytes NumPy can keep: random keys as their data."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 
 
 def restored(array: np.ndarray, like: Any) -> Any:
     """The inverse of `plain`, by the dtype of a leaf like it."""
-    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     return array
 
 

@@ -44,12 +44,12 @@ class Function(NamedTuple):
         """A hash of the computation, the arrays it closes over included."""
         text = hashlib.sha256(self.lowered().as_text().encode())
         for const in self.jaxpr.consts:
-            text.update(np.asarray(plain(const)).tobytes())
+            text.update(np.asarray(_plain(const)).tobytes())
         return text.hexdigest()[:16]
 
 
 class Process(NamedTuple):
-    """The traced functions of one run; each takes (point, shared) first, and step's take (state, t).
+    """The traced functions of one run: init(point, shared), others (point, shared, state, t).
 
     `inspect` is None where it is not asked for.
     """
@@ -162,7 +162,7 @@ def _blame(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -
 
         if _traces(fixed, free, *rest):
             return (
-                f"{name}: {axis!r} is traced (one compilation serves all its values), but its value "
+                f"{name}: {axis!r} is traced (one compilation serves all values), but its value "
                 f"is asked for by `if`, float(), int() or NumPy; use jnp (jnp.where), or make "
                 f"{axis!r} a static axis"
             )
@@ -213,14 +213,15 @@ def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Arr
         if not isinstance(value, jax.Array | np.ndarray | np.generic):
             raise BadInput(f"{name}: {key!r} is a {type(value).__name__}; record an array")
         if hasattr(xr.Dataset, key):
-            raise BadInput(f"{name}: {key!r} is an attribute of xarray.Dataset; choose another name")
+            raise BadInput(f"{name}: {key!r} is an attribute of xarray.Dataset; rename it")
         if key in taken or key in RESERVED:
-            raise BadInput(f"{name}: {key!r} is taken by an axis or the engine; choose another name")
+            raise BadInput(f"{name}: {key!r} is taken by an axis or the engine; rename it")
     return {key: jnp.asarray(value) for key, value in record.items()}
 
 
 def _same_structure(before: Any, after: Any) -> None:
-    one, other = jax.tree.structure(before), jax.tree.structure(after)
+    one: Any = jax.tree.structure(before)
+    other: Any = jax.tree.structure(after)
     if one != other:
         raise BadInput(f"step: returns a state {other}, where init gave {one}; make them alike")
     leaves = jax.tree_util.tree_leaves_with_path(before)

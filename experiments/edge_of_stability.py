@@ -1,0 +1,249 @@
+"""Gradient descent drives its own sharpness up to 2 / (learning rate), and stays there.
+
+Full-batch gradient descent on 500 MNIST digits (14 x 14), tanh network 196-64-64-10, loss 1/2 mean
+over examples of the summed squared error. Sharpness, the largest eigenvalue of the loss's Hessian,
+rises from about 3 (weights of half the usual scale) until it reaches 2 / lr, above which a
+quadratic would diverge. There it hovers, while the loss falls on, no longer at every step.
+
+    python -m experiments.edge_of_stability          # quick: half a minute on two cores
+    python -m experiments.edge_of_stability paper    # 3 minutes; writes figures/
+
+Expect lr * sharpness / 2 at 1.00 to 1.03 at every rate whose 2 / lr the smallest rate's sharpness
+exceeds. At the usual scale (--gain 1) the start is already at 15, and sharpness first falls.
+
+Source: Cohen, Kaur, Li, Kolter and Talwalkar 2021, arXiv 2103.00065: progressive sharpening
+(section 3.1, figure 2) and the edge of stability (section 3.2, figure 3).
+Rates were chosen on seeds 100 and 101, which no preset uses.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import optax
+import xarray as xr
+from jaxtyping import Array
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lab.claims import claim
+from lab.data import mnist
+from lab.dynamics import Descent, descent
+from lab.experiment import main
+from lab.measures.curvature import hessian, top_eigenpair
+from lab.models import mlp
+from lab.objectives import mse
+from lab.plotting import band_plot, paper_style, shades, theory_line
+from lab.sweep import sweep
+from lab.types import Claim, Dynamics, Params
+
+SEEDS = "initial weights"
+SOURCE = "Cohen et al. 2021, arXiv 2103.00065, "
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the sweep."""
+
+    lrs: tuple[float, ...] = (0.05, 0.1, 0.16, 0.25, 0.5, 1.0)
+    """Learning rates; the smallest is the control."""
+    seeds: int = 8
+    """Initialisations for each rate, seeds 0, 1, ..."""
+    steps: int = 6_000
+    """Gradient steps."""
+    every: int = 20
+    """Steps between two records of the loss."""
+    inspect_every: int = 100
+    """Steps between two measurements of sharpness."""
+    examples: int = 500
+    """Digits in the training set."""
+    pool: int = 2
+    """Digits are averaged over pool x pool pixels."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    gain: float = 0.25
+    """Variance of the initial weights times their fan-in."""
+    krylov: int = 16
+    """Hessian-vector products for each measurement of sharpness."""
+
+
+PRESETS = {"quick": Config(lrs=(0.05, 0.2, 1.0), seeds=6, steps=2_000), "paper": Config()}
+
+
+def training(
+    lr: Array, seed: Array, x: Array, y: Array, *, config: Config, linearised: bool = False
+) -> Dynamics:
+    """Gradient descent at one rate from one seed, on the network or its first-order expansion."""
+    model = mlp((x.shape[1], *config.hidden, y.shape[1]), gain=config.gain)
+    init_key, lanczos_key = jax.random.split(jax.random.key(seed))
+    start = model.init(init_key)
+
+    def expansion(params: Params) -> Array:
+        moved = jax.tree.map(lambda a, b: a - b, params, start)
+        return sum(jax.jvp(lambda p: model.apply(p, x), (start,), (moved,)))
+
+    def loss(params: Params) -> Array:
+        return mse(expansion(params) if linearised else model.apply(params, x), y)
+
+    def observe(state: Descent, t: Array) -> dict[str, Array]:
+        return {"loss": loss(state.params), "rises": state.rises}
+
+    def inspect(state: Descent, t: Array) -> dict[str, Array]:
+        top = top_eigenpair(hessian(loss, state.params), key=lanczos_key, k=config.krylov)
+        return {"sharpness": top.value, "residual": top.residual}
+
+    return descent(loss, optax.sgd(lr), init=lambda: start, observe=observe, inspect=inspect)
+
+
+def run(config: Config, store: Path) -> xr.Dataset:
+    """The network at every rate; its linearisation at the smallest and the largest."""
+    digits = mnist(config.examples, pool=config.pool).train
+    engine = partial(
+        sweep,
+        steps=config.steps,
+        every=config.every,
+        inspect_every=config.inspect_every,
+        shared={"x": digits.x, "y": digits.y},
+    )
+    seeds = range(config.seeds)
+    process = partial(training, config=config)
+    data = engine(process, {"lr": config.lrs, "seed": seeds}, store=store / "network")
+    ends = {"lr": [min(config.lrs), max(config.lrs)], "seed": seeds}
+    linear = engine(partial(process, linearised=True), ends, store=store / "linearised")
+    renamed = linear.rename({name: f"linear_{name}" for name in [*linear.data_vars, "lr"]})
+    return data.merge(renamed, combine_attrs="override")
+
+
+def edge_rates(data: xr.Dataset) -> list[float]:
+    """The rates whose 2 / lr lies below the sharpness that the smallest rate attains."""
+    attained = float(data.sharpness.sel(lr=data.lr.min()).mean("seed").max())
+    return [float(lr) for lr in data.lr if 2 / lr < attained]
+
+
+def claims(data: xr.Dataset) -> list[Claim]:
+    """The four claims; tolerances were set on the exploratory seeds, before any preset was run."""
+    smallest, edge = float(data.lr.min()), edge_rates(data)
+    late = slice(0.8 * float(data.step[-1]), None)
+    ratio = (data.lr * data.sharpness / 2).sel(step_rare=late).mean("step_rare")
+    rising = data.rises.sel(step=late)
+    risen = (rising[..., -1] - rising[..., 0]) / (rising.step[-1] - rising.step[0])
+    grown = data.sharpness.max("step_rare") / data.sharpness[..., 0]
+    linear = data.linear_sharpness.sel(linear_lr=smallest)
+    fell = data.loss[..., -1] < data.loss.sel(step=late)[..., 0]
+    linear_fell = data.linear_loss[..., -1] < data.linear_loss[..., 0]
+
+    hovers = partial(
+        claim,
+        source=SOURCE + "section 3.2, figure 3: sharpness hovers just above 2 / lr",
+        estimator="lr * sharpness / 2, mean over the records of the last fifth of the run",
+        seeds=SEEDS,
+    )
+    below = hovers(
+        f"lr {smallest:g}, 2 / lr never reached: the ratio stays below 1",
+        ratio.sel(lr=smallest).values,
+        predicted=None,
+        tolerance=(-math.inf, 0.8),
+        why="clearly below the 0.95 at which a rate would count as at the edge",
+    )
+    at_edge = [
+        hovers(
+            f"lr {lr:g}: sharpness hovers at 2 / lr",
+            ratio.sel(lr=lr).values,
+            predicted=1.0,
+            tolerance=(0.95, 1.05),
+            why="oscillation lifts the average by a few percent; other plateaus are farther off",
+            control=below,
+        )
+        for lr in edge
+    ]
+    grows = partial(
+        claim,
+        source=SOURCE + "section 3.1, figure 2: progressive sharpening",
+        estimator="largest sharpness of the run / initial sharpness",
+        seeds=SEEDS,
+    )
+    rises = partial(
+        claim,
+        source=SOURCE + "section 3.2: non-monotone over short times, decreasing over long ones",
+        seeds=SEEDS,
+    )
+    share = "share of the steps in the last fifth of the run at which the loss rose"
+    return [
+        *at_edge,
+        grows(
+            f"lr {smallest:g}: sharpness rises far above its start",
+            grown.sel(lr=smallest).values,
+            predicted=None,
+            tolerance=(2.0, math.inf),
+            why="a doubling cannot be an error of the estimate, whose residual is a few percent",
+            control=grows(
+                "linearised network, same rate: sharpness is constant",
+                (linear.max("step_rare") / linear[..., 0]).values,
+                predicted=1.0,
+                tolerance=(0.95, 1.05),
+                why="its Hessian is constant; what is left is the error of the estimate",
+            ),
+        ),
+        rises(
+            "at the edge the loss rises at many steps (mean over the edge rates)",
+            risen.sel(lr=edge).mean("lr").values,
+            estimator=share,
+            predicted=None,
+            tolerance=(0.05, 1.0),
+            why="one step in twenty is far more than rounding makes (none, at the smallest rate)",
+            control=rises(
+                f"lr {smallest:g}: the loss is monotone",
+                risen.sel(lr=smallest).values,
+                estimator=share,
+                predicted=0.0,
+                tolerance=(-0.01, 0.01),
+                why="below 2 / sharpness each step descends; one percent allows for rounding",
+            ),
+        ),
+        rises(
+            "yet at each edge rate the loss falls over long times",
+            fell.sel(lr=edge).all("lr").values,
+            estimator="is the loss lower at the end than a fifth of the run before (yes 1, no 0)",
+            predicted=1.0,
+            tolerance=(0.5, 1.0),
+            why="in more seeds than not; the interval decides",
+            control=rises(
+                f"lr {float(data.lr.max()):g}, linearised network: the loss does not fall at all",
+                linear_fell.sel(linear_lr=data.linear_lr.max()).values,
+                estimator="is the loss lower at the end than at the start (yes 1, no 0)",
+                predicted=0.0,
+                tolerance=(0.0, 0.5),
+                why="a quadratic above 2 / lr diverges",
+            ),
+        ),
+    ]
+
+
+def figure(data: xr.Dataset) -> Figure:
+    """Loss and sharpness against step, one colour a rate, dashed at 2 / lr."""
+    highest = float(data.sharpness.mean("seed").max())
+    with paper_style("neurips", columns=2):
+        result, (left, right) = plt.subplots(1, 2)
+        for lr, colour in zip(data.lr.values, shades(data.sizes["lr"]), strict=True):
+            at = data.sel(lr=lr)
+            band_plot(left, at.step, at.loss.values, colour=colour, label=f"{lr:g}", log=True)
+            band_plot(right, at.step_rare, at.sharpness.values, colour=colour)
+            if 2 / lr < 1.5 * highest:
+                theory_line(right, 2 / lr, colour=colour)
+        linear = data.linear_sharpness.sel(linear_lr=data.linear_lr.min()).mean("seed")
+        right.plot(data.step_rare, linear, color="black", linestyle=":")
+        left.set(yscale="log", xlabel="step", ylabel="training loss")
+        left.legend(title="learning rate", ncols=2)
+        right.set(yscale="log", xlabel="step", ylabel=r"sharpness $\lambda_{\max}(\nabla^2 L)$")
+        right.set_yticks([2, 5, 10, 20], labels=["2", "5", "10", "20"])
+        right.minorticks_off()
+        keys = [Line2D([], [], color="0.3", ls="--"), Line2D([], [], color="black", ls=":")]
+        right.legend(keys, ["2 / learning rate", "linearised network"], loc="lower right")
+    return result
+
+
+if __name__ == "__main__":
+    main(__name__)

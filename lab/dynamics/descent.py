@@ -1,0 +1,69 @@
+"""Gradient descent on a full-batch loss, by any optax optimiser."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lab.types import Dynamics, Params, Record
+
+
+class Descent(NamedTuple):
+    """State of gradient descent.
+
+    Attributes:
+        params: the parameters.
+        opt_state: the optimiser's own state.
+        loss: the loss that the last step started from; inf before the first.
+        rises: at how many steps so far the loss was above the one before.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    loss: Float[Array, ""]
+    rises: Int[Array, ""]
+
+
+def descent(
+    loss: Callable[[Params], Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    init: Callable[[], Params],
+    observe: Callable[[Descent, Array], Record],
+    inspect: Callable[[Descent, Array], Record] | None = None,
+) -> Dynamics:
+    """Full-batch gradient descent, `params <- params + update(grad loss(params))`.
+
+    Args:
+        loss: loss(params) -> scalar.
+        optimizer: any optax transformation; its rate may be a tracer.
+        init: init() -> params.
+        observe: observe(state, t) -> record, of a `Descent`.
+        inspect: as `observe`, for what is costly.
+
+    >>> process = descent(
+    ...     lambda w: 0.5 * w**2,
+    ...     optax.sgd(0.5),
+    ...     init=lambda: jnp.float32(8),
+    ...     observe=lambda state, t: {"w": state.params},
+    ... )
+    >>> process.step(process.init(), 0).params
+    Array(4., dtype=float32, weak_type=True)
+    """
+
+    def start() -> Descent:
+        params = init()
+        like = jax.eval_shape(loss, params)
+        infinite = jnp.full((), jnp.inf, like.dtype)
+        return Descent(params, optimizer.init(params), infinite, jnp.int32(0))
+
+    def step(state: Descent, t: Array) -> Descent:
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return Descent(params, opt_state, value, state.rises + (value > state.loss))
+
+    return Dynamics(start, step, observe, inspect)
