@@ -68,8 +68,11 @@ def _main(experiment: ModuleType, argv: list[str]) -> int:
     else:
         if options.resume and not folder.exists():
             raise BadInput(f"--resume: there is nothing in {folder}; leave it out to start")
-        with _set_aside(folder, options.fresh), _timed(folder):
-            data = experiment.run(config, folder / "store")
+        try:
+            with _set_aside(folder, options.fresh), _timed(folder):
+                data = experiment.run(config, folder / "store")
+        except BadInput as error:
+            raise BadInput(f"{error} (--fresh)" if "store" in str(error) else str(error)) from error
         _keep(data, config, folder)
         seconds = _seconds(folder)
     claims = experiment.claims(data)

@@ -1,0 +1,129 @@
+"""The engine against `jit(vmap(scan))`: the edge-of-stability sweep, side by side.
+
+    make benchmark        # about six minutes on two quiet cores
+
+Each contender runs in a process of its own, under the flags that are fastest for it: JAX's
+defaults and all cores for `jit(vmap(scan))`. They take turns, six times. A contender's time is
+that of the long sweep less that of the short one, so that tracing and compilation fall out.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+LRS, SEEDS, EVERY, INSPECT, TURNS = (0.05, 0.16, 0.5, 1.0), 8, 20, 100, 6
+SHORT, LONG = 100, 700
+
+
+def with_sweep() -> Callable[[int], np.ndarray]:
+    """The sweep as the lab runs it."""
+    from lab.sweep import sweep
+
+    process, shared = problem()
+    axes = {"lr": LRS, "seed": range(SEEDS)}
+
+    def run(steps: int) -> np.ndarray:
+        cadence = {"steps": steps, "every": EVERY, "inspect_every": INSPECT}
+        return sweep(process, axes, **cadence, shared=shared).loss.values
+
+    return run
+
+
+def with_vmap() -> Callable[[int], np.ndarray]:
+    """The same arithmetic as a researcher writes it: one jit of one vmap of nested scans."""
+    import jax
+    import jax.numpy as jnp
+
+    process, shared = problem()
+    lrs, seeds = jnp.repeat(jnp.array(LRS), SEEDS), jnp.tile(jnp.arange(SEEDS), len(LRS))
+
+    def trajectory(lr, seed, steps, x, y):
+        made = process(lr=lr, seed=seed, x=x, y=y)
+
+        def observe(state, t):
+            record = made.observe(state, t)
+            moved, _ = jax.lax.scan(
+                lambda s, i: (made.step(s, t + i), None), state, jnp.arange(EVERY)
+            )
+            return moved, record
+
+        def inspect(state, t):
+            costly = made.inspect(state, t)
+            moved, records = jax.lax.scan(observe, state, t + EVERY * jnp.arange(INSPECT // EVERY))
+            return moved, (records, costly)
+
+        state, (records, _) = jax.lax.scan(inspect, made.init(), jnp.arange(0, steps, INSPECT))
+        made.inspect(state, steps)
+        return jnp.append(records["loss"].ravel(), made.observe(state, steps)["loss"])
+
+    over_runs = jax.vmap(trajectory, in_axes=(0, 0, None, None, None))
+    compiled = jax.jit(over_runs, static_argnums=2)
+
+    def run(steps: int) -> np.ndarray:
+        loss = np.asarray(compiled(lrs, seeds, steps, shared["x"], shared["y"]))
+        return loss.reshape(len(LRS), SEEDS, -1)
+
+    return run
+
+
+def problem():
+    """The paper preset's process and data."""
+    from functools import partial
+
+    from experiments.edge_of_stability import PRESETS, training
+    from lab.data import mnist
+
+    config = PRESETS["paper"]
+    digits = mnist(config.examples, pool=config.pool).train
+    return partial(training, config=config), {"x": digits.x, "y": digits.y}
+
+
+def contender(name: str) -> None:
+    """Time one contender in this process and print seconds and the first losses."""
+    import jax
+
+    from lab.experiment import _cache_compilations
+
+    if name == "sweep":
+        import lab.sweep  # noqa: F401  sets its flags
+    _cache_compilations()
+    run = {"sweep": with_sweep, "vmap": with_vmap}[name]()
+    for steps in (SHORT, LONG):
+        run(steps)
+    seconds = {}
+    for steps in (SHORT, LONG):
+        begun = time.perf_counter()
+        losses = run(steps)
+        seconds[steps] = time.perf_counter() - begun
+    checked = losses[0, :, :4].ravel().tolist()  # the smallest rate: not chaotic
+    print(jax.device_count(), seconds[LONG] - seconds[SHORT], *checked)
+
+
+def main() -> None:
+    """Alternate the contenders and print the ratio of their times with its spread."""
+    seconds: dict[str, list[float]] = {"sweep": [], "vmap": []}
+    losses = {}
+    for _ in range(TURNS):
+        for name in seconds:
+            command = [sys.executable, "-m", "tests.benchmark_sweep", name]
+            clean = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
+            devices, took, *losses[name] = map(float, done.stdout.split())
+            seconds[name].append(took)
+            print(f"{name:6} {devices:.0f} devices {took:6.2f} s", flush=True)
+    np.testing.assert_allclose(losses["sweep"], losses["vmap"], rtol=1e-4)
+    ratios = np.array(seconds["vmap"]) / np.array(seconds["sweep"])
+    steps = len(LRS) * SEEDS * (LONG - SHORT)
+    for name, taken in seconds.items():
+        print(f"{name:6} median {steps / np.median(taken):,.0f} member-steps/s")
+    print(
+        f"jit(vmap(scan)) / sweep: {np.median(ratios):.2f} ({ratios.min():.2f}..{ratios.max():.2f})"
+    )
+
+
+if __name__ == "__main__":
+    contender(sys.argv[1]) if len(sys.argv) > 1 else main()

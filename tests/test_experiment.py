@@ -1,0 +1,116 @@
+"""The command line of an experiment, at toy size, as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[!_]*.py"))
+TOYS = {
+    "edge_of_stability": (
+        "--lrs 0.05 1.0 --seeds 3 --steps 40 --every 20 --inspect-every 20 "
+        "--examples 50 --pool 4 --hidden 8 --krylov 4"
+    )
+}
+
+
+def command(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"experiments.{name}", *arguments],
+        cwd=folder,
+        env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTS)
+def finished(request, tmp_path_factory):
+    """A folder in which the experiment was run at toy size, and what it printed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, request.param, command(folder, request.param, *TOYS[request.param].split())
+
+
+def test_a_run_leaves_claims_figure_and_provenance(finished):
+    folder, name, done = finished
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stderr == ""
+    results = folder / "runs" / name / "quick"
+    assert done.stdout.splitlines()[-1] == str(results.relative_to(folder) / f"{name}.png")
+    assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    report = json.loads((results / f"{name}.json").read_text())
+    assert report["versions"]["jax"] and report["layout"] and report["seconds"] > 0
+    for claim in report["claims"]:
+        assert len(claim["values"]) == 3
+        assert claim["verdict"] in ("pass", "fail", "inconclusive")
+        assert claim["control"]["tolerance"]
+
+
+def test_only_the_unmodified_paper_preset_writes_figures(finished):
+    folder, _, _ = finished
+    assert not (folder / "figures").exists()
+
+
+def test_redrawing_computes_nothing_and_gives_the_same_claims(finished):
+    folder, name, done = finished
+    store = folder / "runs" / name / "quick" / "store"
+    before = {f: f.stat().st_mtime_ns for f in store.rglob("*")}
+    again = command(folder, name, *TOYS[name].split(), "--plot")
+    assert again.returncode == done.returncode
+    assert again.stdout == done.stdout
+    assert {f: f.stat().st_mtime_ns for f in store.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["papre"], "preset: 'papre' is not one of quick, paper"),
+        (["quick", "--plot"], "--plot: "),  # the toy was run, not the preset itself
+        (["paper", "--resume"], "--resume: "),
+        (["paper", "--plot"], "--plot: no finished run"),
+        (["--fresh", "--plot"], "--fresh: "),
+    ],
+)
+def test_bad_input_exits_2_with_one_line_and_loses_nothing(finished, arguments, named):
+    folder, name, _ = finished
+    before = sorted((folder / "runs").rglob("*"))
+    refused = command(folder, name, *arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {named}")
+    assert len(refused.stderr.splitlines()) == 1
+    assert sorted((folder / "runs").rglob("*")) == before
+
+
+def test_a_bad_field_with_fresh_keeps_the_old_run(finished):
+    folder, name, _ = finished
+    before = sorted((folder / "runs").rglob("*"))
+    refused = command(folder, name, *TOYS[name].split(), "--steps", "-5", "--fresh")
+    assert refused.returncode == 2
+    assert "steps: -5 is not a positive int" in refused.stderr
+    assert sorted((folder / "runs").rglob("*")) == before
+
+
+def test_another_config_is_refused_in_one_line(finished):
+    folder, name, _ = finished
+    refused = command(folder, name, *TOYS[name].split(), "--every", "10")
+    assert refused.returncode == 2
+    assert "every was 20 and is now 10" in refused.stderr
+    assert "--fresh" in refused.stderr
+
+
+def test_help_explains_each_field():
+    text = command(ROOT, EXPERIMENTS[0], "--help").stdout
+    for words in ("Learning rates", "Gradient steps", "--fresh", "--plot", "--resume", "paper"):
+        assert words in text
+
+
+def test_the_listing_names_each_experiment_and_its_last_verdicts():
+    listed = subprocess.run(
+        [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in EXPERIMENTS:
+        assert name in listed.stdout
+    assert "pass" in listed.stdout
