@@ -28,7 +28,6 @@ import optax
 import xarray as xr
 from jaxtyping import Array
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from lab.claims import claim
 from lab.data import mnist
@@ -258,7 +257,7 @@ def descending(data: xr.Dataset, edge: list[float]) -> list[Claim]:
 def figure(data: xr.Dataset) -> Figure:
     """Loss and sharpness against step, one colour a rate, dashed at 2 / lr."""
     highest = float(data.sharpness.mean("seed").max())
-    with paper_style("neurips", columns=2):
+    with paper_style("neurips", columns=2, ratio=0.8):
         result, (left, right) = plt.subplots(1, 2)
         for lr, colour in zip(data.lr.values, shades(data.sizes["lr"]), strict=True):
             at = data.sel(lr=lr)
@@ -268,13 +267,14 @@ def figure(data: xr.Dataset) -> Figure:
                 theory_line(right, 2 / lr, colour=colour)
         linear = data.linear_sharpness.sel(linear_lr=data.linear_lr.min()).mean("seed")
         right.plot(data.step_rare, linear, color="black", linestyle=":")
-        left.set(yscale="log", xlabel="step", ylabel="training loss")
-        left.legend(title="learning rate", ncols=2)
-        right.set(yscale="log", xlabel="step", ylabel=r"sharpness $\lambda_{\max}(\nabla^2 L)$")
+        end, level = int(data.step[-1]), float(linear[-1])
+        right.text(end, level, "linearised network", ha="right", va="bottom", fontsize="small")
+        right.text(end, 21, "dashed: 2 / learning rate", ha="right", va="bottom", fontsize="small")
+        left.set(yscale="log", xlabel="step", ylabel="training loss", ylim=(None, 20))
+        left.legend(title="learning rate", ncols=3, loc="upper right")
+        right.set(yscale="log", xlabel="step", ylabel="sharpness", ylim=(1.7, 30))
         right.set_yticks([2, 5, 10, 20], labels=["2", "5", "10", "20"])
         right.minorticks_off()
-        keys = [Line2D([], [], color="0.3", ls="--"), Line2D([], [], color="black", ls=":")]
-        right.legend(keys, ["2 / learning rate", "linearised network"], loc="lower right")
     return result
 
 

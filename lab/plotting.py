@@ -22,7 +22,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 
 @contextmanager
 def paper_style(
-    venue: Venue = "neurips", *, rows: int = 1, columns: int = 1, width: float = 1.0
+    venue: Venue = "neurips", *, rows: int = 1, columns: int = 1, ratio: float = 0.62
 ) -> Iterator[None]:
     """Style for figures made inside: the venue's text or column width, fonts embedded as type 42.
 
@@ -30,7 +30,7 @@ def paper_style(
         venue: "neurips" (text width 5.5 in) or "icml" (column width 3.25 in).
         rows: of panels, for the height.
         columns: of panels.
-        width: share of the venue's width.
+        ratio: a panel's height to its width.
 
     >>> with paper_style("icml"):
     ...     print(mpl.rcParams["figure.figsize"][0])
@@ -46,7 +46,7 @@ def paper_style(
         raise BadInput(f"venue: {venue!r} is not one of {', '.join(sizes)}")
     figure_size, font_size = sizes[venue]
     settings: dict[str, Any] = {
-        **figure_size(nrows=rows, ncols=columns, rel_width=width),
+        **figure_size(nrows=rows, ncols=columns, height_to_width_ratio=ratio),
         **font_size(),
         "font.family": "STIXGeneral",
         "mathtext.fontset": "stix",
