@@ -3,7 +3,7 @@
     make benchmark        # about six minutes on two quiet cores
 
 Each contender runs in a process of its own, under the flags that are fastest for it: JAX's
-defaults and all cores for `jit(vmap(scan))`. They take turns, six times. A contender's time is
+defaults and all cores for `jit(vmap(scan))`. They take turns, five times. A contender's time is
 that of the long sweep less that of the short one, so that tracing and compilation fall out.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-LRS, SEEDS, EVERY, INSPECT, TURNS = (0.05, 0.16, 0.5, 1.0), 8, 20, 100, 6
-SHORT, LONG = 100, 700
+LRS, SEEDS, EVERY, INSPECT, TURNS = (0.05, 0.16, 0.5, 1.0), 4, 20, 100, 5
+SHORT, LONG = 100, 500
 
 
 def with_sweep() -> Callable[[int], np.ndarray]:

@@ -161,9 +161,8 @@ def _labelled(name: Any, names: tuple[str, ...], values: Mapping[Any, Any]) -> A
 
 def _numbers(name: str, column: np.ndarray) -> np.ndarray:
     if column.dtype.kind not in "iufb":
-        raise BadInput(
-            f"axes: {name!r} holds {column[0]!r}, no number; give numbers, or make it a static axis"
-        )
+        word = column[0].item()
+        raise BadInput(f"axes: {name!r} holds {word!r}; give numbers, or make it a static axis")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         bad = column[~np.isfinite(column)][0]
         raise BadInput(f"axes: {name!r} holds {bad}; give finite values")

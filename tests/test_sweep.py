@@ -1,0 +1,217 @@
+"""The engine's contract: what a sweep records, and what cannot change a bit of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lab.sweep import sweep
+from lab.types import Dynamics
+from tests.processes import AXES, CADENCE, digest, minibatch
+
+SMALL = {"steps": 40, "every": 5, "inspect_every": 10}
+
+
+def by_hand(lr, seed, steps, every, inspect_every):
+    """A plain Python loop over jitted steps."""
+    process = minibatch(lr, seed)
+    state, step = process.init(), jax.jit(process.step)
+    cheap, costly = [], []
+    for t in range(steps + 1):
+        if t % every == 0:
+            cheap.append(process.observe(state, t))
+        if t % inspect_every == 0:
+            costly.append(process.inspect(state, t))
+        state = step(state, t)
+    return cheap, costly
+
+
+def test_a_sweep_equals_a_python_loop_of_jitted_steps():
+    data = sweep(minibatch, {"lr": [0.05, 0.3], "seed": range(3)}, **SMALL)
+    assert data.step.values.tolist() == list(range(0, 41, 5))
+    assert data.step_rare.values.tolist() == [0, 10, 20, 30, 40]
+    for lr in (0.05, 0.3):
+        for seed in range(3):
+            cheap, costly = by_hand(lr, seed, **SMALL)
+            run = data.sel(lr=lr, seed=seed)
+            for name in ("loss", "hidden_norms"):
+                np.testing.assert_allclose(run[name], [r[name] for r in cheap], rtol=1e-5)
+            for name in ("gram", "time"):
+                np.testing.assert_allclose(run[name], [r[name] for r in costly], rtol=1e-5)
+
+
+@pytest.mark.parametrize("runs", [1, 7])
+def test_the_step_is_traced_once_for_a_whole_grid(runs):
+    calls = []
+
+    def counted(lr, seed):
+        made = minibatch(lr, seed)
+        return made._replace(step=lambda s, t: calls.append(t) or made.step(s, t))
+
+    sweep(counted, {"lr": [0.1], "seed": range(runs)}, **SMALL)
+    assert len(calls) == 1
+
+
+def same_where_both_recorded(one, other):
+    for name in ("loss", "gram"):
+        dim = one[name].dims[2]
+        both = sorted(set(one[dim].values) & set(other[dim].values))
+        chex.assert_trees_all_equal(
+            one[name].sel({dim: both}).values, other[name].sel({dim: both}).values
+        )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"every": 1},
+        {"every": 20, "inspect_every": 40},
+        {"inspect_every": 5},
+        {"layout": {"width": 2, "segment": 10}},
+        {"layout": {"width": 2, "segment": 30}},
+        {"layout": {"width": 2, "blocks": 1}},
+        {"layout": {"width": 2, "blocks": 3}},
+        {"layout": {"width": 2, "devices": 1}},
+        {"steps": 80},
+    ],
+    ids=str,
+)
+def test_cadence_segment_blocks_devices_and_length_change_no_bit(other):
+    settings = {"layout": {"width": 2}, **SMALL}
+    axes = {"lr": [0.1, 0.3], "seed": range(3)}
+    same_where_both_recorded(
+        sweep(minibatch, axes, **settings), sweep(minibatch, axes, **settings | other)
+    )
+
+
+def test_slots_and_nan_neighbours_change_no_bit():
+    layout = {"width": 4, "devices": 1, "blocks": 1}
+    seeds = {"seed": range(4)}
+    alone = sweep(minibatch, {"lr": [0.1], **seeds}, **SMALL, layout=layout).sel(lr=0.1)
+    beside = {"lr": [1e9, 0.1, 1e12], **seeds}
+    for axes in (beside, {"seed": range(4), "lr": [1e9, 0.1, 1e12]}):
+        crowded = sweep(minibatch, axes, **SMALL, layout=layout).sel(lr=0.1)
+        for name in ("loss", "gram"):
+            chex.assert_trees_all_equal(alone[name].values, crowded[name].values)
+
+
+@pytest.fixture(scope="module")
+def on_devices():
+    """{number of devices: hash of the records}, each in a process of its own."""
+    hashes = {}
+    for devices in (1, 2, 8):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.processes", "-", "40"],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seen, hashes[devices] = run.stdout.split()
+        assert int(seen) == devices
+    return hashes
+
+
+def test_1_2_and_8_devices_give_the_same_bits(on_devices):
+    assert len(set(on_devices.values())) == 1
+
+
+def test_divergence_is_recorded_never_masked():
+    data = sweep(minibatch, AXES, **CADENCE | {"steps": 40})
+    assert data.diverged_at.sel(lr=[0.05, 0.1]).isnull().all()
+    worst = data.sel(lr=1e9)
+    for seed in range(3):
+        first = worst.sel(seed=seed)
+        bad = ~np.isfinite(first.hidden_norms.values).all(-1)
+        assert first.diverged_at == first.step.values[bad.argmax()] <= 10
+        assert np.isnan(first.loss[-1])
+
+
+def test_a_measure_may_be_nan_without_divergence():
+    def process(lr):
+        return Dynamics(
+            lambda: jnp.ones(()), lambda x, t: x * lr, lambda x, t: {"x": jnp.log(x - 2)}
+        )
+
+    data = sweep(process, {"lr": [0.5]}, steps=4, every=1)
+    assert np.isnan(data.x).all() and data.diverged_at.isnull().all()
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 7])
+@pytest.mark.parametrize("layout", [None, {"width": 3, "blocks": 2}], ids=str)
+def test_padding_is_not_seen(runs, layout):
+    def process(seed):
+        return Dynamics(lambda: seed, lambda x, t: x + 10, lambda x, t: {"x": x})
+
+    data = sweep(process, {"seed": range(runs)}, steps=3, every=1, layout=layout)
+    np.testing.assert_array_equal(data.x, np.arange(runs)[:, None] + 10 * np.arange(4))
+
+
+def test_axes_can_be_points_labelled_arrays_and_static():
+    def process(lr, tau, mask, seed, width, shape, scale):
+        value = lr + tau + mask.sum() + seed + width + scale.sum()
+        return Dynamics(
+            lambda: jnp.zeros(width),
+            lambda x, t: x + 1.0,
+            lambda x, t: {"value": value, "reduced": shape(x), "parts": jnp.arange(2.0)},
+        )
+
+    points = [(0.5, 1.0), (0.25, 2.0)]
+    data = sweep(
+        process,
+        {("lr", "tau"): points, "mask": {"off": [0.0, 0.0], "on": [8.0, 8.0]}, "seed": [3, 1]},
+        static={"width": [2, 5], "shape": {"sum": jnp.sum, "max": jnp.max}},
+        shared={"scale": np.full(4, 100.0)},
+        dims={"parts": ("part",)},
+        attrs={"value": {"units": "m"}, "lr": {"units": "1/step"}},
+        steps=2,
+        every=1,
+    )
+    assert data.value.dims == ("lr_tau", "mask", "seed", "width", "shape", "step")
+    assert data.parts.dims[-1] == "part"
+    assert data.value.attrs["units"] == "m" and data.lr.attrs["units"] == "1/step"
+    assert data.seed.attrs["long_name"] and data.step.attrs["units"] == "steps"
+    for i, (lr, tau) in enumerate(points):
+        run = data.isel(lr_tau=i)
+        assert (run.lr, run.tau) == (lr, tau)
+        for mask, added in (("off", 0), ("on", 16)):
+            one = run.sel(mask=mask, seed=3, width=5)
+            np.testing.assert_allclose(one.value, lr + tau + added + 3 + 5 + 400)
+            np.testing.assert_allclose(one.sel(shape="sum").reduced, [0, 5, 10])
+            np.testing.assert_allclose(one.sel(shape="max").reduced, [0, 1, 2])
+
+
+def test_static_points_agree_with_sweeps_of_their_own():
+    static = {"hidden": [4, 6], "optimizer": {"sgd": optax.sgd, "adam": optax.adam}}
+    axes = {"lr": [0.1], "seed": range(2)}
+    data = sweep(minibatch, axes, **SMALL, static=static)
+    for hidden in (4, 6):
+        one = {"hidden": [hidden], "optimizer": {"adam": optax.adam}}
+        alone = sweep(minibatch, axes, **SMALL, static=one)
+        chosen = data.sel(hidden=[hidden], optimizer=["adam"])
+        chex.assert_trees_all_equal(chosen.loss.values, alone.loss.values)
+
+
+def test_the_layout_is_recorded_and_the_same_each_time():
+    one, two = (sweep(minibatch, {"lr": [0.1], "seed": range(5)}, **SMALL) for _ in range(2))
+    assert json.loads(one.layout)[0].keys() == {"devices", "blocks", "width", "segment"}
+    assert one.layout == two.layout and digest(one) == digest(two)
+    assert json.loads(one.layout)[0]["devices"] == min(5, jax.device_count())
+
+
+def test_progress_is_silent_off_a_terminal_and_when_asked(capfd):
+    axes = {"lr": [0.1], "seed": range(5)}
+    for shown in (None, False):
+        sweep(minibatch, axes, **SMALL, progress=shown)
+        assert capfd.readouterr() == ("", "")
+    sweep(minibatch, axes, **SMALL, progress=True)
+    shown = capfd.readouterr().err
+    for words in ("5/5 runs", "step 40", "member-steps/s", "left"):
+        assert words in shown
