@@ -125,7 +125,7 @@ def test_fewer_seeds_or_steps_are_read_from_a_store(tmp_path):
 def test_without_kept_states_more_steps_are_refused(tmp_path):
     sweep(minibatch, SEEDS, **SMALL, store=tmp_path, keep=None)
     before = files(tmp_path)
-    with pytest.raises(BadInput, match=r"^steps: the store ended at 40 .* go on to 80"):
+    with pytest.raises(BadInput, match=r"^steps: the store ended at 40 .* cannot take more"):
         sweep(minibatch, SEEDS, **SMALL | {"steps": 80}, store=tmp_path)
     assert files(tmp_path) == before
 

@@ -128,6 +128,7 @@ class Store:
         _refuse_other(path, manifest["identity"], identity)
         self.layout = Layout(**manifest["layout"])
         _refuse_layout(path, self.layout, asked)
+        manifest["identity"]["arrays"] |= identity["arrays"]
 
         size, known = self.layout.runs, set(itertools.chain(*manifest["dispatches"]))
         new = [key for key in runs if key not in known]
@@ -138,8 +139,10 @@ class Store:
             for i, key in enumerate(keys)
         }
         self.rows = np.array([row[key] for key in runs])
+        wanted = records(self.layout)
+        self._refuse_more_steps(max(count for count, *_ in wanted.values()))
         self.points = self._points(points, manifest["dispatches"], runs, new)
-        self.records = self._records(len(manifest["dispatches"]) * size, records(self.layout))
+        self.records = self._records(len(manifest["dispatches"]) * size, wanted)
         (path / "states").mkdir(exist_ok=True)
         _write(found, json.dumps(manifest, indent=1).encode())
 
@@ -186,6 +189,15 @@ class Store:
                 if wanted != array.shape:
                     array.resize(wanted)
         return arrays
+
+    def _refuse_more_steps(self, records: int) -> None:
+        for dispatch in set((self.rows // self.layout.runs).tolist()):
+            saved = self.load(dispatch)
+            if saved is not None and saved.records < records and not saved.leaves:
+                raise BadInput(
+                    f"steps: the store ended at {saved.t} and kept no states (keep=None), so it "
+                    "cannot take more; give another store"
+                )
 
     def load(self, dispatch: int) -> Saved | None:
         """The dispatch as last saved, or None if it has not been started."""
@@ -285,7 +297,7 @@ def final_states(data: xr.Dataset, like: State) -> State:
         assert all(len(leaf) == size for leaf in saved[dispatch])
         picked.append([leaf[slot] for leaf in saved[dispatch]])
     stacked = [
-        restored(np.stack(column).reshape(*shape, *column[0].shape), leaf)
+        restored(np.stack(column).reshape((*shape, *column[0].shape)), leaf)
         for column, leaf in zip(zip(*picked, strict=True), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, stacked)
@@ -319,7 +331,9 @@ def _refuse_other(path: Path, stored: Identity, given: Identity) -> None:
     given = json.loads(json.dumps(given))
     for section, entries in given.items():
         old = stored[section]
-        for name in sorted(old.keys() | entries.keys()):
+        # An axis may gain labelled arrays; those it had must be the same.
+        both = old.keys() & entries.keys()
+        for name in sorted(both if section == "arrays" else old.keys() | entries.keys()):
             if old.get(name) != entries.get(name):
                 what = {
                     "computation": f"{name} computes something else (its code or data differ)",
