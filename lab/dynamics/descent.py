@@ -50,8 +50,8 @@ def descent(
     ...     init=lambda: jnp.float32(8),
     ...     observe=lambda state, t: {"w": state.params},
     ... )
-    >>> process.step(process.init(), 0).params
-    Array(4., dtype=float32, weak_type=True)
+    >>> process.step(process.init(), jnp.int32(0)).params
+    Array(4., dtype=float32)
     """
 
     def start() -> Descent:
