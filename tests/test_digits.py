@@ -115,6 +115,22 @@ def test_both_draws_are_balanced_and_disjoint(source, data, seed):
     assert len({*train_rows, *test_rows}) == count + test
 
 
+@pytest.mark.parametrize("classes", [(8, 3, 1), (8, 0, 1, 2, 3, 4, 5, 6, 7, 9)])
+def test_whatever_the_remainders_train_and_test_may_use_up_the_smallest_class(classes):
+    _, digits = module._sklearn_images()
+    most = len(classes) * min(int(np.sum(digits == k)) for k in classes)
+    for test in range(25):
+        train_rows, test_rows = module._rows(digits, most - test, test, classes, 0)
+        assert len({*train_rows, *test_rows}) == most
+
+
+def test_classes_are_shuffled_independently():
+    digits = np.repeat(np.arange(10), 50)
+    train_rows, _ = module._rows(digits, 500, 0, tuple(range(10)), 0)
+    order = train_rows.reshape(50, 10) % 50
+    assert len({tuple(order[:, k]) for k in range(10)}) == 10
+
+
 def _rows_of(source):
     return {
         mnist: module._mnist_images,
@@ -123,7 +139,7 @@ def _rows_of(source):
     }[source]()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(2, 300), st.integers(0, 300), st.integers(0, 300))
 def test_a_larger_draw_begins_with_the_smaller_and_neither_part_moves_the_other(count, more, test):
     small, large = raw(count, test=test), raw(count + more, test=test + more)

@@ -212,7 +212,8 @@ def exponents(parametrisation):
     @functools.partial(jax.jit, static_argnums=0)
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def moves(width, key):
-        model = mlp((8, width, width, 2), parametrisation=parametrisation)
+        # Biases move at a rate of their own, which would hide weights that stand still.
+        model = mlp((8, width, width, 2), parametrisation=parametrisation, bias=False)
         params = model.init(key)
         gradient = jax.grad(lambda p: half_squared_error(model, p, x, y))(params)
         # A rate small enough that standard, at the largest width, is still moved to first order.

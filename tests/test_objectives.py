@@ -1,6 +1,6 @@
 """Objectives: the formula as a loop, gradients in closed form, and what must not be accepted."""
 
-import re
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def softmax(logits):
     return e / e.sum(axis=1, keepdims=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(SEEDS)
 def test_mse_is_half_the_sum_over_outputs_averaged_over_examples(seed):
     prediction, target, _ = arrays(seed)
@@ -52,7 +52,7 @@ def test_mse_is_zero_at_the_target_only():
     assert mse(prediction, target) > 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(SEEDS)
 def test_cross_entropy_is_the_mean_surprise_in_nats(seed):
     logits, _, labels = arrays(seed)
@@ -60,7 +60,7 @@ def test_cross_entropy_is_the_mean_surprise_in_nats(seed):
     assert float(cross_entropy(logits, labels)) == pytest.approx(by_loop, rel=1e-4, abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(SEEDS)
 def test_cross_entropy_with_probabilities_is_their_weighted_surprise(seed):
     logits, other, _ = arrays(seed)
@@ -104,7 +104,7 @@ def test_a_class_that_does_not_exist_gives_nan_not_a_number():
     assert jnp.isnan(cross_entropy(logits, labels.at[0].set(C)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(SEEDS)
 def test_accuracy_counts_the_rows_won_by_their_label(seed):
     logits, _, labels = arrays(seed)
@@ -146,24 +146,19 @@ def test_objectives_lift_over_a_leading_axis():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("objective", "shape", "other", "dtype", "message"),
     [
         # A column against a row would silently broadcast to [n, n].
-        (lambda: mse(jnp.ones((3, 2)), jnp.ones((1, 2))), r"^target: shape \(1, 2\) should be"),
-        (lambda: mse(jnp.ones((3, 1)), jnp.ones(3)), r"^target: shape \(3,\) should be \(3, 1\)"),
-        (lambda: cross_entropy(jnp.ones((3, 2)), jnp.ones((3, 1))), r"as logits"),
-        (lambda: cross_entropy(jnp.ones((3, 2)), jnp.ones((3, 2), int)), r"one for each row"),
-        (lambda: accuracy(jnp.ones((3, 2)), jnp.ones((1,), int)), r"^labels: shape \(1,\) should"),
+        (mse, (3, 1), (3,), float, r"^target: shape \(3,\) should be \(3, 1\), as prediction"),
+        (mse, (3, 2), (1, 2), float, r"^target: shape \(1, 2\) should be \(3, 2\)"),
+        (cross_entropy, (3, 2), (3, 1), float, r"^target: shape \(3, 1\) .* as logits"),
+        (cross_entropy, (3, 2), (3, 2), int, r"^labels: shape \(3, 2\) .* one for each row"),
+        (accuracy, (3, 2), (1,), int, r"^labels: shape \(1,\) should be \(3,\)"),
     ],
 )
-def test_shapes_that_do_not_belong_together_are_refused(call, message):
-    # The checker of annotations refuses them first, where it is switched on.
-    try:
-        call()
-    except ValueError as error:
-        assert re.search(message, str(error))
-        assert "\n" not in str(error)
-    except Exception as error:
-        assert type(error).__name__ == "TypeCheckError"
-    else:
-        pytest.fail("accepted")
+def test_shapes_that_do_not_belong_together_are_refused(objective, shape, other, dtype, message):
+    # Without the checker of annotations, which tests have and users have not.
+    bare = inspect.unwrap(objective)
+    with pytest.raises(ValueError, match=message) as error:
+        bare(jnp.ones(shape), jnp.ones(other, dtype))
+    assert "\n" not in str(error.value)
