@@ -37,12 +37,27 @@ CASES = {
     "words": ({"axes": {"lr": ["fast"]}}, "axes: 'lr' holds 'fast'"),
     "a name twice": ({"axes": {"lr": [1], ("lr", "seed"): [(1, 2)]}}, "'lr' is given twice"),
     "ragged points": ({"axes": {("lr", "seed"): [(1, 2), (3,)]}}, "2 plain numbers"),
+    "nested points": ({"axes": {("lr", "seed"): [(1, (2, 3))]}}, "2 plain numbers"),
+    "None": ({"axes": {"lr": [None]}}, "axes: 'lr' holds None"),
+    "masks of words": ({"axes": {"lr": {"a": "fast"}}}, "axes: 'lr' holds <U4 at 'a'"),
+    "labels of no kind": ({"axes": {"lr": {(1, 2): 0.5}}}, r"axes: 'lr' has \(1, 2\); label it"),
+    "a name of the engine": (
+        {"dynamics": lambda step: process(step), "axes": {"step": [0.1]}},
+        "axes: 'step' is a name of the engine",
+    ),
+    "no function": ({"dynamics": None}, "dynamics: None is no function"),
+    "shared words": ({"shared": {"seed": "abc"}}, "shared: 'seed' is a str"),
     "ragged masks": ({"axes": {"lr": {"a": [1.0], "b": [1.0, 2.0]}}}, "axes: 'lr' has arrays"),
     "empty labels": ({"axes": {"lr": {}}}, "axes: 'lr' is empty"),
     "unknown axis": ({"axes": {"rate": [0.1]}}, "axes: dynamics takes no 'rate'"),
     "missing axis": ({"dynamics": lambda lr, seed: process()}, "dynamics needs 'seed'"),
     "static and axis": ({"static": {"lr": [1]}}, "both give 'lr'"),
     "empty static": ({"static": {"seed": []}}, "static: 'seed' is empty"),
+    "scalar static": ({"static": {"seed": 3}}, "static: 'seed' is 3"),
+    "static words": ({"static": {"seed": "ab"}}, "static: 'seed' is 'ab'"),
+    "static of lists": ({"static": {"seed": [[1]]}}, r"static: 'seed' has \[1\]; label it"),
+    "static repeated": ({"static": {"seed": [1, 1]}}, "static: 'seed' repeats"),
+    "static no mapping": ({"static": ["seed"]}, "static: .* is no mapping"),
     "unlabelled static": ({"static": {"seed": [print]}}, "static: 'seed' has .* label it"),
     "steps 0": ({"steps": 0}, "steps: 0 is not a positive int"),
     "steps negative": ({"steps": -1}, "steps: -1"),
@@ -57,12 +72,26 @@ CASES = {
     ),
     "keep": ({"keep": "all"}, "keep: 'all'"),
     "layout field": ({"layout": {"depth": 2}}, "layout: no field 'depth'"),
+    "layout a number": ({"layout": 4}, "layout: 4 is no Layout"),
+    "layout true": ({"layout": {"width": True}}, "layout: width is True"),
     "layout zero": ({"layout": {"width": 0}}, "layout: width is 0"),
     "layout segment": ({"layout": {"segment": 7}}, "layout: segment is 7"),
     "layout devices": ({"layout": {"devices": 999}}, "layout: devices is 999"),
     "dims unknown": ({"dims": {"v": ("i",)}}, "dims: no record is named 'v'"),
     "dims too many": ({"dims": {"w": ("i", "j")}}, "dims: 'w' has shape"),
-    "dims of an axis": ({"dims": {"w": ("lr",)}}, "dims: 'w' uses a name of an axis"),
+    "dims of an axis": ({"dims": {"w": ("lr",)}}, r"dims: 'w' uses .* \['lr'\]"),
+    "dims of a record": ({"dims": {"w": ("w",)}}, r"dims: 'w' uses .* \['w'\]"),
+    "dims a word": (
+        {"dynamics": changed(observe=lambda s, t: {"m": jnp.ones((2, 2))}), "dims": {"m": "ii"}},
+        "dims: 'm' has shape",
+    ),
+    "a dim twice": (
+        {
+            "dynamics": changed(observe=lambda s, t: {"m": jnp.ones((2, 2))}),
+            "dims": {"m": ("i", "i")},
+        },
+        "dims: 'm' uses a name twice",
+    ),
     "a tuple": ({"dynamics": lambda lr: (1, 2)}, "dynamics: returned a tuple"),
     "observes a float": (
         {"dynamics": changed(observe=lambda s, t: {"x": 1.0})},
@@ -71,6 +100,10 @@ CASES = {
     "observes an array": (
         {"dynamics": changed(observe=lambda s, t: s["w"])},
         "observe: returns a .* return {name: array}",
+    ),
+    "observes a key": (
+        {"dynamics": changed(observe=lambda s, t: {"key": jax.random.key(0)})},
+        "observe: 'key' is a random key",
     ),
     "observes std": (
         {"dynamics": changed(observe=lambda s, t: {"std": s["w"]})},
@@ -123,6 +156,31 @@ def test_bad_input_is_refused_in_one_line_before_compiling(case, monkeypatch):
     with pytest.raises(BadInput, match=named) as refused:
         sweep(**{"dynamics": process, **GOOD, **given})
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(BadInput, match=r"^store: .* a file; give a folder$"):
+            sweep(process, **GOOD, store=path)
+
+
+@pytest.mark.parametrize(
+    "kind", [list, np.asarray, jnp.asarray, iter, lambda v: map(jnp.float32, v)]
+)
+def test_an_axis_may_be_any_iterable_of_numbers(kind):
+    data = sweep(process, {"lr": kind([0.25, 0.5])}, steps=1, every=1)
+    np.testing.assert_array_equal(data.w[:, 1, 0], [0.75, 0.5])
+    again = sweep(process, {"lr": data.lr}, steps=1, every=1)
+    assert again.w.identical(data.w)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_points_may_be_the_rows_of_an_array(kind):
+    points = {("lr", "seed"): kind([[1, 4], [0, 2]])}
+    data = sweep(process, points, steps=1, every=1)
+    assert data.lr.values.tolist() == [1, 0] and data.seed.values.tolist() == [4, 2]
+    assert data.w[:, 1, 0].values.tolist() == [0, 1]
 
 
 def test_static_points_must_record_the_same(monkeypatch):

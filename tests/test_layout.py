@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.sweep.axes import grid_values, parsed, run_keys
-from lab.sweep.layout import Cost, Layout, chosen
+from lab.sweep.layout import CACHE_BYTES, Cost, Layout, chosen
 
 counts = st.integers(1, 5_000)
 costs = st.builds(
@@ -24,6 +24,8 @@ def test_a_layout_places_every_run_and_pads_little(runs, cost, records, period):
     assert layout == chosen(Layout(), cost, runs=runs, steps=records * period, period=period)
     assert all(isinstance(field, int) and field >= 1 for field in layout)
     assert layout.devices == min(runs, jax.device_count())
+    assert layout.width <= -(-runs // layout.devices)
+    assert layout.width == 1 or layout.width * cost.step_bytes <= CACHE_BYTES
     assert layout.segment % period == 0
     dispatches = -(-runs // layout.runs)
     assert (dispatches - 1) * layout.runs < runs

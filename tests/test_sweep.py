@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 
@@ -12,39 +13,68 @@ import numpy as np
 import optax
 import pytest
 
+from lab.models import mlp
+from lab.objectives import mse
 from lab.sweep import sweep
 from lab.types import Dynamics
-from tests.processes import AXES, CADENCE, digest, minibatch
+from tests.processes import AXES, BATCH, CADENCE, X, Y, digest, minibatch
 
 SMALL = {"steps": 40, "every": 5, "inspect_every": 10}
 
 
-def by_hand(lr, seed, steps, every, inspect_every):
+def perceptron(lr, seed):
+    """Minibatch descent on a model and an objective of the lab."""
+    model = mlp((X.shape[1], 5, 1))
+    init_key, batch_key = jax.random.split(jax.random.key(seed))
+
+    def loss(params, x, y):
+        return mse(model.apply(params, x), y)
+
+    def step(params, t):
+        batch = jax.random.choice(jax.random.fold_in(batch_key, t), len(X), (BATCH,))
+        gradient = jax.grad(loss)(params, X[batch], Y[batch])
+        return jax.tree.map(lambda p, g: p - lr * g, params, gradient)
+
+    def observe(params, t):
+        return {"loss": loss(params, X, Y), "hidden_norms": params["layer_2"]["kernel"][:, 0]}
+
+    def inspect(params, t):
+        kernel = params["layer_1"]["kernel"]
+        return {"gram": kernel.T @ kernel, "time": jnp.float32(t)}
+
+    return Dynamics(lambda: model.init(init_key), step, observe, inspect)
+
+
+def by_hand(process, steps, every, inspect_every):
     """A plain Python loop over jitted steps."""
-    process = minibatch(lr, seed)
-    state, step = process.init(), jax.jit(process.step)
+    state, (step, observe, inspect) = process.init(), map(jax.jit, process[1:])
     cheap, costly = [], []
     for t in range(steps + 1):
         if t % every == 0:
-            cheap.append(process.observe(state, t))
+            cheap.append(observe(state, t))
         if t % inspect_every == 0:
-            costly.append(process.inspect(state, t))
+            costly.append(inspect(state, t))
         state = step(state, t)
     return cheap, costly
 
 
-def test_a_sweep_equals_a_python_loop_of_jitted_steps():
-    data = sweep(minibatch, {"lr": [0.05, 0.3], "seed": range(3)}, **SMALL)
+@pytest.mark.parametrize("process", [minibatch, perceptron])
+def test_a_sweep_equals_a_python_loop_of_jitted_steps(process):
+    data = sweep(process, {"lr": [0.05, 0.3], "seed": range(3)}, **SMALL)
     assert data.step.values.tolist() == list(range(0, 41, 5))
     assert data.step_rare.values.tolist() == [0, 10, 20, 30, 40]
     for lr in (0.05, 0.3):
         for seed in range(3):
-            cheap, costly = by_hand(lr, seed, **SMALL)
+            cheap, costly = by_hand(process(lr, seed), **SMALL)
             run = data.sel(lr=lr, seed=seed)
             for name in ("loss", "hidden_norms"):
-                np.testing.assert_allclose(run[name], [r[name] for r in cheap], rtol=1e-5)
+                np.testing.assert_allclose(
+                    run[name], [r[name] for r in cheap], rtol=1e-5, atol=1e-6
+                )
             for name in ("gram", "time"):
-                np.testing.assert_allclose(run[name], [r[name] for r in costly], rtol=1e-5)
+                np.testing.assert_allclose(
+                    run[name], [r[name] for r in costly], rtol=1e-5, atol=1e-6
+                )
 
 
 @pytest.mark.parametrize("runs", [1, 7])
@@ -134,6 +164,19 @@ def test_divergence_is_recorded_never_masked():
         assert np.isnan(first.loss[-1])
 
 
+def test_a_run_has_diverged_at_the_first_recorded_step_with_inf_or_nan():
+    def process(factor):
+        return Dynamics(
+            lambda: (jnp.ones(2), jnp.int32(0)),
+            lambda s, t: (s[0] * jnp.array([1.0, factor]), s[1] + 1),
+            lambda s, t: {"x": s[0][0]},
+        )
+
+    data = sweep(process, {"factor": [1.0, 1e10, 1e38]}, steps=8, every=2)
+    np.testing.assert_array_equal(data.diverged_at, [np.nan, 4, 2])  # 1e40 and 1e76 are inf
+    assert (data.x == 1).all()
+
+
 def test_a_measure_may_be_nan_without_divergence():
     def process(lr):
         return Dynamics(
@@ -215,3 +258,16 @@ def test_progress_is_silent_off_a_terminal_and_when_asked(capfd):
     shown = capfd.readouterr().err
     for words in ("5/5 runs", "step 40", "member-steps/s", "left"):
         assert words in shown
+
+
+@pytest.mark.parametrize(("asked", "seen"), [(None, True), (False, False)])
+def test_on_a_terminal_progress_is_shown_unless_refused(asked, seen, monkeypatch):
+    outer, inner = pty.openpty()
+    with os.fdopen(inner, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        sweep(minibatch, {"lr": [0.1], "seed": range(2)}, **SMALL, progress=asked)
+        print("end", file=terminal, flush=True)
+        shown = os.read(outer, 65536).decode()
+    os.close(outer)
+    assert ("member-steps/s" in shown) == seen
+    assert seen or shown.split() == ["end"]

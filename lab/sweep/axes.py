@@ -5,7 +5,6 @@ drawn together (random points), or labelled arrays. The grid is the product of t
 fastest.
 """
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,15 +42,6 @@ class Axis(NamedTuple):
         """
         return run_keys([self])
 
-    def digests(self) -> dict[str, str]:
-        """For labelled arrays: {key: hash of the array}, so that a changed mask is noticed."""
-        return {
-            key: hashlib.sha256(np.ascontiguousarray(value[i]).tobytes()).hexdigest()[:16]
-            for name, value in self.values.items()
-            if not np.array_equal(value, self.labels[name])
-            for i, key in enumerate(self.keys())
-        }
-
 
 def parsed(axes: Mapping[Any, Any]) -> list[Axis]:
     """The axes as given by the caller, checked.
@@ -81,17 +71,18 @@ def parsed_static(static: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
     >>> parsed_static({"width": [16, 32]})
     {'width': {16: 16, 32: 32}}
     """
+    if not isinstance(static, Mapping):
+        raise BadInput(f"static: {static!r} is no mapping; give {{'width': [16, 32]}}")
     result = {}
     for name, values in static.items():
-        labelled = dict(values) if isinstance(values, Mapping) else {v: v for v in values}
-        if not labelled:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise BadInput(f"static: {name!r} is {values!r}; give a list of values")
+        labels = _labels("static", name, values)
+        if not labels:
             raise BadInput(f"static: {name!r} is empty; give at least one value")
-        if not isinstance(values, Mapping) and len(labelled) < len(values):
-            raise BadInput(f"static: {name!r} repeats a value: {list(values)}; give each once")
-        for label in labelled:
-            if not isinstance(label, str | int | float):
-                raise BadInput(f"static: {name!r} has {label!r}; label it: {{'name': value}}")
-        result[name] = labelled
+        if len(set(labels)) < len(labels):
+            raise BadInput(f"static: {name!r} repeats a value: {labels}; give each once")
+        result[name] = dict(values) if isinstance(values, Mapping) else {v: v for v in labels}
     return result
 
 
@@ -132,15 +123,19 @@ def _axis(name: Any, values: Any) -> Axis:
         raise BadInput(f"axes: {shown} is {values!r}; give a list, range or array of values")
     if isinstance(values, Mapping):
         return _labelled(name, names, values)
+    if hasattr(values, "__array__"):  # of jax, pandas or xarray
+        values = np.asarray(values)
     rows = [row if isinstance(name, tuple) else (row,) for row in values]
     if not rows:
         raise BadInput(f"axes: {shown} is empty; give at least one value")
     for row in rows:
-        if np.ndim(row) != 1 or len(row) != len(names):
+        whole = isinstance(row, Sequence | np.ndarray) and len(row) == len(names)
+        if not whole or any(np.ndim(value) for value in row):
             raise BadInput(f"axes: {shown} has {row!r}; give {len(names)} plain numbers a point")
-    if len(set(map(tuple, rows))) < len(rows):
-        raise BadInput(f"axes: {shown} repeats a value: {_shortened(values)}; give each once")
     columns = dict(zip(names, map(np.asarray, zip(*rows, strict=True)), strict=True))
+    points = [*zip(*(column.tolist() for column in columns.values()), strict=True)]
+    if len(set(points)) < len(points):
+        raise BadInput(f"axes: {shown} repeats a value: {_shortened(rows)}; give each once")
     numbers = {n: _numbers(n, column) for n, column in columns.items()}
     return Axis("_".join(names), columns, numbers)
 
@@ -150,18 +145,28 @@ def _labelled(name: Any, names: tuple[str, ...], values: Mapping[Any, Any]) -> A
         raise BadInput(f"axes: {name!r} is a tuple with labelled arrays; give one name to each")
     if not values:
         raise BadInput(f"axes: {name!r} is empty; give at least one label")
+    labels = _labels("axes", name, values)
     arrays = {label: np.asarray(array) for label, array in values.items()}
+    for label, array in arrays.items():
+        if array.dtype.kind not in "iufb":
+            raise BadInput(f"axes: {name!r} holds {array.dtype} at {label!r}; give numbers")
     if len({(array.shape, array.dtype) for array in arrays.values()}) > 1:
         shapes = {label: f"{a.dtype}{list(a.shape)}" for label, a in arrays.items()}
         raise BadInput(f"axes: {name!r} has arrays of several shapes {shapes}; give one shape")
-    return Axis(
-        name, {name: np.asarray(list(arrays))}, {name: _strong(np.stack([*arrays.values()]))}
-    )
+    return Axis(name, {name: np.asarray(labels)}, {name: _strong(np.stack([*arrays.values()]))})
+
+
+def _labels(kind: str, name: str, values: Iterable[Any]) -> list[Any]:
+    labels = list(values)
+    for label in labels:
+        if not isinstance(label, str | int | float):
+            raise BadInput(f"{kind}: {name!r} has {label!r}; label it: {{'name': value}}")
+    return labels
 
 
 def _numbers(name: str, column: np.ndarray) -> np.ndarray:
     if column.dtype.kind not in "iufb":
-        word = column[0].item()
+        word = column.tolist()[0]
         raise BadInput(f"axes: {name!r} holds {word!r}; give numbers, or make it a static axis")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         bad = column[~np.isfinite(column)][0]

@@ -44,6 +44,8 @@ def cadence(steps: Any, every: Any, inspect_every: Any) -> tuple[int, int, int |
 
 def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Sequence[str]]) -> None:
     """Raise unless `dynamics` takes exactly the names that axes, static and shared give it."""
+    if not callable(dynamics):
+        raise BadInput(f"dynamics: {dynamics!r} is no function of the axes that gives a Dynamics")
     names = [name for group in groups.values() for name in group]
     for name in names:
         if names.count(name) > 1:

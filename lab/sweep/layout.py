@@ -80,11 +80,13 @@ def requested(layout: "Layout | Mapping[str, int] | None", *, period: int) -> La
     >>> requested({"width": 4}, period=10)
     Layout(devices=None, blocks=None, width=4, segment=None)
     """
+    if not isinstance(layout, Layout | Mapping | None):
+        raise BadInput(f"layout: {layout!r} is no Layout; give one, or {{'width': 4}}")
     fields: dict[str, Any] = dict(layout._asdict() if isinstance(layout, Layout) else layout or {})
     for name, value in fields.items():
         if name not in Layout._fields:
             raise BadInput(f"layout: no field {name!r}; there are {', '.join(Layout._fields)}")
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (type(value) is not int or value < 1):
             raise BadInput(f"layout: {name} is {value!r}; give a positive int")
     result = Layout(**fields)
     if result.devices and result.devices > jax.device_count():

@@ -26,7 +26,7 @@ from lab.sweep.layout import Layout, chosen, requested
 from lab.sweep.program import program
 from lab.sweep.progress import Advance, progress_line
 from lab.sweep.store import Memory, Saved, Store, identity, locked, part, plain, restored
-from lab.sweep.trace import Process, cost, traced
+from lab.sweep.trace import RESERVED, Process, cost, traced
 from lab.types import BadInput, Dynamics
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -117,7 +117,7 @@ def sweep(
     begun = time.perf_counter()
     cadence = Cadence(*check.cadence(steps, every, inspect_every))
     grid, fixed = parsed(axes), parsed_static(static or {})
-    common = {name: jnp.asarray(value) for name, value in (shared or {}).items()}
+    common = _arrays(shared or {})
     names = [name for axis in grid for name in axis.labels]
     check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
     if keep not in ("final", None):
@@ -125,6 +125,8 @@ def sweep(
     asked = requested(layout, period=cadence.period)
 
     taken = {*names, *(axis.dim for axis in grid), *fixed}
+    for name in sorted(taken & {*RESERVED}):
+        raise BadInput(f"axes: {name!r} is a name of the engine's own; choose another")
     statics = [dict(zip(fixed, point, strict=True)) for point in itertools.product(*fixed.values())]
     processes = [
         traced(
@@ -165,6 +167,7 @@ def sweep(
     return data.assign_attrs(
         axes=json.dumps({axis.dim: [*axis.labels] for axis in grid}),
         static=json.dumps([*fixed]),
+        steps=cadence.steps,
         layout=json.dumps([book.layout._asdict() for book in books]),
         devices=f"{books[0].layout.devices} x {jax.devices()[0].device_kind}",
         seconds=time.perf_counter() - begun,
@@ -215,8 +218,6 @@ def _book(
         "inspect_every": cadence.inspect_every,
         "axes": [axis.dim for axis in grid],
     }
-    for axis in grid:
-        arrays |= axis.digests()
     return Store(
         path, identity(config, process.digests(), arrays), layout, asked, keys, values, records
     )
@@ -369,16 +370,24 @@ def _own_dims(
         if isinstance(given, str) or len(given) != len(records[name].shape):
             shape = list(records[name].shape)
             raise BadInput(f"dims: {name!r} has shape {shape}; give it {len(shape)} names")
-        if {*given} & {*taken, "step", "step_rare"}:
-            raise BadInput(f"dims: {name!r} uses a name of an axis: {list(given)}; choose others")
+        if len({*given}) < len(given) or {*given} & {*taken, *RESERVED, *records}:
+            raise BadInput(f"dims: {name!r} uses a name twice or of an axis: {list(given)}; rename")
     return {
         name: tuple(dims.get(name, [f"{name}_{i}" for i in range(len(leaf.shape))]))
         for name, leaf in records.items()
     }
 
 
-def _digest(array: jax.Array) -> str:
-    return hashlib.sha256(plain(array).tobytes()).hexdigest()[:16]
+def _arrays(shared: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The shared arrays, on a device."""
+    arrays = {}
+    for name, value in shared.items():
+        try:
+            arrays[name] = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            kind = type(value).__name__
+            raise BadInput(f"shared: {name!r} is a {kind}; give an array of numbers") from error
+    return arrays
 
 
 def _one(values: np.ndarray) -> jax.ShapeDtypeStruct:

@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,10 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         BadInput: another process holds it.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadInput(f"store: {path} is or goes through a file; give a folder") from None
     with (path / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,10 +129,11 @@ class Store:
         manifest = json.loads(found.read_text()) if found.exists() else None
         if manifest is None:
             manifest = {"identity": identity, "layout": layout._asdict(), "dispatches": []}
+            # A process killed this early may have left arrays of another shape or layout.
+            shutil.rmtree(path / "records.zarr", ignore_errors=True)
         _refuse_other(path, manifest["identity"], identity)
         self.layout = Layout(**manifest["layout"])
         _refuse_layout(path, self.layout, asked)
-        manifest["identity"]["arrays"] |= identity["arrays"]
 
         size, known = self.layout.runs, set(itertools.chain(*manifest["dispatches"]))
         new = [key for key in runs if key not in known]
@@ -140,6 +145,7 @@ class Store:
         }
         self.rows = np.array([row[key] for key in runs])
         wanted = records(self.layout)
+        self._refuse_other_points(points, [key if key in known else None for key in runs])
         self._refuse_more_steps(max(count for count, *_ in wanted.values()))
         self.points = self._points(points, manifest["dispatches"], runs, new)
         self.records = self._records(len(manifest["dispatches"]) * size, wanted)
@@ -189,6 +195,23 @@ class Store:
                 if wanted != array.shape:
                     array.resize(wanted)
         return arrays
+
+    def _refuse_other_points(
+        self, points: Mapping[str, np.ndarray], known: Sequence[str | None]
+    ) -> None:
+        """Raise if a run's label now stands for another value, as of an edited mask."""
+        if not any(known):
+            return
+        with np.load(self.path / "points.npz") as file:
+            stored = dict(file)
+        for i, key in enumerate(known):
+            for name, values in points.items():
+                old = stored[name][self.rows[i]] if key else values[i]
+                if not np.array_equal(old, values[i], equal_nan=True):
+                    raise BadInput(
+                        f"store: {self.path}: {name!r} has other values in the run {key}; "
+                        "give another store, or remove this one"
+                    )
 
     def _refuse_more_steps(self, records: int) -> None:
         for dispatch in set((self.rows // self.layout.runs).tolist()):
@@ -265,7 +288,8 @@ def final_states(data: xr.Dataset, like: State) -> State:
         The pytree with leaves (axes of `data` ..., *shape of the leaf).
 
     Raises:
-        BadInput: the sweep was not stored, kept no states, or `like` has another structure.
+        BadInput: the sweep was not stored, kept no states, went on to more steps since, or `like`
+            has another structure.
     """
     if "store" not in data.attrs:
         raise BadInput("final_states: this Dataset was not stored; give sweep(..., store=path)")
@@ -279,7 +303,8 @@ def final_states(data: xr.Dataset, like: State) -> State:
     row = {k: (d, i) for d, keys in enumerate(manifest["dispatches"]) for i, k in enumerate(keys)}
     kept = [dim for dim in dims if dim in data.dims]
     shape = [data.sizes[dim] for dim in kept]
-    structure, leaves = jax.tree.structure(like), jax.tree.leaves(like)
+    structure = jax.tree.structure(like)
+    leaves = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in jax.tree.leaves(like)]
 
     saved: dict[int, list[np.ndarray]] = {}
     picked: list[list[np.ndarray]] = []
@@ -291,6 +316,12 @@ def final_states(data: xr.Dataset, like: State) -> State:
             file = path / "states" / f"{dispatch:05d}.npz"
             with np.load(file) as held:
                 saved[dispatch] = [held[f"leaf{i:04d}"] for i in range(len(held.files) - 1)]
+                t = int(held["cursor"][1])
+            if t != data.attrs["steps"]:
+                raise BadInput(
+                    f"final_states: the store's states are of step {t}, not {data.attrs['steps']}; "
+                    f"sweep to {t} steps first"
+                )
         if len(saved[dispatch]) != len(leaves):
             kept_none = "was run with keep=None" if not saved[dispatch] else "has another structure"
             raise BadInput(f"final_states: the store {kept_none}; give the state that was swept")
@@ -300,6 +331,12 @@ def final_states(data: xr.Dataset, like: State) -> State:
         restored(np.stack(column).reshape((*shape, *column[0].shape)), leaf)
         for column, leaf in zip(zip(*picked, strict=True), leaves, strict=True)
     ]
+    for array, leaf in zip(stacked, leaves, strict=True):
+        if array.shape[len(shape) :] != leaf.shape or array.dtype != leaf.dtype:
+            raise BadInput(
+                f"final_states: the store has {array.dtype}{list(array.shape[len(shape) :])} where "
+                f"`like` has {leaf.dtype}{list(leaf.shape)}; give the state that was swept"
+            )
     return jax.tree.unflatten(structure, stacked)
 
 
@@ -331,9 +368,7 @@ def _refuse_other(path: Path, stored: Identity, given: Identity) -> None:
     given = json.loads(json.dumps(given))
     for section, entries in given.items():
         old = stored[section]
-        # An axis may gain labelled arrays; those it had must be the same.
-        both = old.keys() & entries.keys()
-        for name in sorted(both if section == "arrays" else old.keys() | entries.keys()):
+        for name in sorted(old.keys() | entries.keys()):
             if old.get(name) != entries.get(name):
                 what = {
                     "computation": f"{name} computes something else (its code or data differ)",

@@ -212,6 +212,8 @@ def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Arr
             raise BadInput(f"{name}: names a record {key!r}; names are strings")
         if not isinstance(value, jax.Array | np.ndarray | np.generic):
             raise BadInput(f"{name}: {key!r} is a {type(value).__name__}; record an array")
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            raise BadInput(f"{name}: {key!r} is a random key; record its jax.random.key_data")
         if hasattr(xr.Dataset, key):
             raise BadInput(f"{name}: {key!r} is an attribute of xarray.Dataset; rename it")
         if key in taken or key in RESERVED:
