@@ -1,14 +1,14 @@
 """Training many small networks while measuring them: the engine against what people use instead.
 
 Reference sweeps of real training problems on real data, from a tiny minibatch MLP to a wide one
-(`lab/peers/problems.py`); a sixth, (f), measures sharpness on the way: `--problems abcdef`. The
+(`lab/peers/problems.py`); the sixth, (f), measures sharpness on the way. The
 engine, `jit(vmap(scan))`, `jit(scan)` run after run, a Python loop over a jitted step, eager
 PyTorch run after run and `torch.func` over stacked models do the same arithmetic: their losses are
 compared before anything is timed. Each has a process of its own, under the flags that are fastest
 for it, and they take turns, so that a noisy machine hits all alike.
 
     python -m experiments.throughput          # quick: (a), (b), contenders in JAX; 2 minutes
-    python -m experiments.throughput paper    # (a) to (e); 30 minutes
+    python -m experiments.throughput paper    # (a) to (f); 40 minutes
 
 PyTorch comes with `pip install -e '.[peers]'`; absent, its claims are inconclusive.
 
@@ -63,7 +63,7 @@ PRODUCTS = 200
 class Config:
     """What is raced."""
 
-    problems: str = "abcde"
+    problems: str = "abcdef"
     """Letters of the reference sweeps; f is (a) with sharpness."""
     forms: tuple[str, ...] = ("vmap", "scan", "loop", "eager", "func")
     """What the engine is raced against."""
