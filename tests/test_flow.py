@@ -87,6 +87,65 @@ def test_gradient_descent_oscillates_at_the_edge_with_that_variance():
     np.testing.assert_allclose(np.mean(np.exp(y)), 2 / lr, rtol=0.05)
 
 
+def held_variance(edge):
+    """<x²> where y stands still at any edge: ½ e^y <x²> + (y - 3.9) / 4 = 0."""
+    return (3.9 - np.log(edge)) / (2 * edge)
+
+
+def after(process, steps):
+    """The state after so many steps."""
+    return jax.jit(
+        lambda: jax.lax.fori_loop(0, steps, lambda t, s: process.step(s, t), process.init())
+    )()
+
+
+def test_the_central_flow_of_heavy_ball_holds_its_edge_with_the_variance_that_takes():
+    lr, b = 0.3, 0.5
+    process = central_flow(
+        valley, lr=lr, init=lambda: jnp.array([1e-3, 0.0]), key=jax.random.key(0),
+        observe=params, momentum=b, parts=8,
+    )  # fmt: skip
+    state, edge = after(process, 200), 2 * (1 + b) / lr
+    np.testing.assert_allclose(jnp.exp(state.params[1]), edge, rtol=1e-6)
+    np.testing.assert_allclose(state.covariance, [[held_variance(edge)]], rtol=1e-5)
+
+
+def test_heavy_ball_oscillates_at_its_edge_with_that_variance():
+    """In a valley that steepens slowly: in a fast one it comes in bursts, with momentum even more."""
+    lr, b, slow = 0.1, 0.5, 100
+    edge = 2 * (1 + b) / lr
+
+    def slow_valley(w):
+        return 0.5 * jnp.exp(w[1]) * w[0] ** 2 + (w[1] - 3.9) ** 2 / (8 * slow)
+
+    expected = held_variance(edge) / slow
+    start = jnp.array([expected**0.5, np.log(edge)])
+    process = descent(slow_valley, optax.sgd(lr, momentum=b), init=lambda: start, observe=params)
+    data = sweep(lambda seed: process, {"seed": [0]}, steps=4_000, every=1)
+    x, y = data.w.values[0, -3_000:].T
+    # The velocity remembers two steps: corrections of that order. Without momentum in the edge the
+    # variance would be 2.7 times as large.
+    np.testing.assert_allclose(np.mean(x**2), expected, rtol=0.1)
+    np.testing.assert_allclose(np.mean(np.exp(y)), edge, rtol=0.05)
+
+
+def test_rmsprop_swings_by_half_a_rate_in_its_central_flow_and_in_truth():
+    """At the edge √nu / lr is half the curvature h, and nu = h² <x²>: so <x²> = lr² / 4."""
+    lr, start = 0.02, jnp.array([0.05, 1.0])
+    flow = central_flow(
+        valley, lr=lr, init=lambda: start, key=jax.random.key(0), observe=params,
+        directions=2, parts=8, decay=0.9,
+    )  # fmt: skip
+    state = after(flow, 4_000)
+    moved = state.scale[:, None] * state.directions.T
+    np.testing.assert_allclose(state.eigenvalues * lr / 2, 1.0, rtol=1e-6)
+    np.testing.assert_allclose((moved @ state.covariance @ moved.T)[0, 0], lr**2 / 4, rtol=1e-4)
+    optimizer = optax.rmsprop(lr, decay=0.9, initial_scale=1.0)
+    process = descent(valley, optimizer, init=lambda: start, observe=params)
+    data = sweep(lambda seed: process, {"seed": [0]}, steps=4_000, every=1)
+    np.testing.assert_allclose(np.mean(data.w.values[0, -2_000:, 0] ** 2), lr**2 / 4, rtol=0.05)
+
+
 def test_below_the_edge_central_flow_is_gradient_flow():
     lr, h = 0.1, np.array([3.0, 1.0, 0.2, 0.1])
     process = central_flow(
@@ -144,6 +203,14 @@ def test_symmetric_matrices_are_vectors_with_the_same_products():
         vectorised(jnp.asarray(a)) @ vectorised(jnp.asarray(b)), (a * b).sum()
     )
     np.testing.assert_allclose(matrix_of(vectorised(jnp.asarray(a)), 3), a)
+
+
+def test_with_momentum_more_parts_are_asked_for():
+    with pytest.raises(BadInput, match=r"parts: 4; give at least 20: fewer oscillate"):
+        central_flow(
+            valley, lr=0.1, init=lambda: jnp.ones(2), key=jax.random.key(0), observe=params,
+            momentum=0.9,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "value"), [("directions", 0), ("parts", 1)])

@@ -1,5 +1,6 @@
-"""Central flow: what gradient descent follows on average at the edge of stability."""
+"""Central flow: what gradient descent, with momentum or RMSProp, follows on average at its edge."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,22 +19,32 @@ COLD = 30
 ROUNDS = 50
 """Rounds of the complementarity problem, started from the last solution."""
 
+EPS = 1e-8
+"""Under RMSProp's root, as in optax."""
+
 
 class CentralFlow(NamedTuple):
     """State of the central flow.
 
     Attributes:
         params: the centre, about which gradient descent oscillates.
-        directions: the top eigenvectors of the Hessian, unit rows, flat.
+        directions: the top eigenvectors of the preconditioned Hessian, unit rows, flat.
         eigenvalues: theirs, descending; these two belong to the beginning of the last part of a
             step.
-        covariance: of the oscillation, in the basis of `directions`; positive semidefinite.
+        covariance: X, of the oscillation in the basis of `directions`; positive semidefinite.
+        second_moment: nu, RMSProp's mean square of the gradient, flat; else what it was set to.
     """
 
     params: Params
     directions: Float[Array, "k p"]
     eigenvalues: Float[Array, " k"]
     covariance: Float[Array, "k k"]
+    second_moment: Float[Array, " p"]
+
+    @property
+    def scale(self) -> Float[Array, " p"]:
+        """`nu^-1/4`: a unit of a direction is this much of each parameter."""
+        return (self.second_moment + EPS) ** -0.25
 
 
 def central_flow(
@@ -46,6 +57,9 @@ def central_flow(
     inspect: Callable[[CentralFlow, Array], Record] | None = None,
     directions: int = 1,
     parts: int = 4,
+    momentum: float = 0.0,
+    decay: float | None = None,
+    second_moment: float | Array = 1.0,
 ) -> Dynamics:
     """The central flow of gradient descent, `dw/dt = -∇[L + ½ <H, Σ>]`; a step takes it on by lr.
 
@@ -64,8 +78,22 @@ def central_flow(
     Each of the `parts` of a step is one of Euler's, its eigenvalues held below 2 / lr at its end to
     first order: directions that are not there yet take part when they arrive.
 
-    Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, section 3; the
-    complementarity problem is their "semidefinite complementarity problem".
+    Heavy ball, `v <- b v - lr ∇L, w <- w + v`, swings with period two at 2 (1 + b) / lr, and drifts
+    1 / (1 - b) times as fast. X is as it was, since what drives and what holds sharpness are faster
+    alike; the mean loss is `L + (1 + b) tr X / lr`.
+
+    RMSProp, `nu <- b2 nu + (1 - b2) g², w <- w - lr g / √nu`, does so with the Hessian of the
+    coordinates `nu^1/4 w`, in which it is gradient descent; directions and X are of those. As
+    E[g²] = (∇L)² + diag(H Σ H), oscillation acts by nu too,
+
+        dnu/dt = (1 - b2) / (b2 lr) [(∇L)² + diag(H Σ H) - nu],
+
+    and `h_ij`, here of the preconditioned Hessian with eigenvectors q, moves besides by
+    `-½ (2 / lr) Σ_p q_ip q_jp dnu_p/dt / nu_p`: in all, still a complementarity problem in X.
+
+    Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, sections 3 and 5; the
+    complementarity problem is their "semidefinite complementarity problem". That of heavy ball is
+    derived here.
 
     Args:
         loss: loss(params) -> scalar.
@@ -75,52 +103,77 @@ def central_flow(
         observe: observe(state, t) -> record, of a `CentralFlow`.
         inspect: as `observe`, for what is costly.
         directions: k, how many eigenvalues may be at the edge together.
-        parts: Euler steps for a step of gradient descent: at least 2, or the flow is unstable too.
+        parts: Euler steps for a step of gradient descent: at least 2, or the flow is unstable too;
+            with momentum more than (1 + b) / (1 - b).
+        momentum: b, of heavy ball, from 0 to 1.
+        decay: b2, of RMSProp; None leaves the second moment as it is.
+        second_moment: nu at the start; the same number for each parameter.
 
     Raises:
-        BadInput: `directions` or `parts` too small.
+        BadInput: `directions` or `parts` too small, `momentum` or `decay` not from 0 to 1.
     """
     if directions < 1:
         raise BadInput(f"directions: {directions}; give at least 1")
-    if parts < 2:
-        raise BadInput(f"parts: {parts}; give at least 2: one is gradient descent, and oscillates")
-    k = directions
+    if not 0 <= momentum < 1:
+        raise BadInput(f"momentum: {momentum}; give 0 or more, less than 1")
+    if decay is not None and not 0 < decay < 1:
+        raise BadInput(f"decay: {decay}; give more than 0, less than 1")
+    least = max(2, math.floor((1 + momentum) / (1 - momentum)) + 1)
+    if parts < least:
+        raise BadInput(f"parts: {parts}; give at least {least}: fewer oscillate themselves")
+    k, edge, speed = directions, 2 * (1 + momentum) / lr, 1 / (1 - momentum)
 
     def start() -> CentralFlow:
         params = init()
         flat, unravel = ravel_pytree(params)
-        vector = unravel(jax.random.normal(key, flat.shape, flat.dtype))
-        ritz = lanczos(lambda v: hvp(loss, params, v), vector, COLD)
-        rows = jax.vmap(lambda v: ravel_pytree(v)[0])(ritz.vectors)[:k]
-        return CentralFlow(params, rows, ritz.values[:k], jnp.zeros((k, k), flat.dtype))
+        moment = jnp.full(flat.shape, second_moment, flat.dtype)
+        scale = (moment + EPS) ** -0.25
+        vector = jax.random.normal(key, flat.shape, flat.dtype)
+        ritz = lanczos(lambda v: scale * flat_product(flat, unravel, scale * v), vector, COLD)
+        return CentralFlow(
+            params, ritz.vectors[:k], ritz.values[:k], jnp.zeros((k, k), flat.dtype), moment
+        )
+
+    def flat_product(w: Array, unravel: Callable[[Array], Params], v: Array) -> Array:
+        return hvp(lambda w: loss(unravel(w)), w, v)
 
     def step(state: CentralFlow, t: Array) -> CentralFlow:
         return lax.fori_loop(0, parts, lambda i, state: part(state), state)
 
     def part(state: CentralFlow) -> CentralFlow:
         flat, unravel = ravel_pytree(state.params)
-        dt = lr / parts
+        scale, moment, dt = state.scale, state.second_moment, lr / parts
 
-        def flat_loss(w: Array) -> Array:
-            return loss(unravel(w))
+        def product(w: Array, v: Array) -> Array:
+            return flat_product(w, unravel, v)
 
-        values, rows, turned = tracked(lambda v: hvp(flat_loss, flat, v), state.directions)
+        values, rows, turned = tracked(lambda v: scale * product(flat, scale * v), state.directions)
 
         def entries(w: Array) -> Array:
             """The entries h_ij on and above the diagonal, off it times √2: <h, x> = h · x."""
-            products = jax.vmap(lambda u: hvp(flat_loss, w, u))(rows)
-            return vectorised(rows @ products.T)
+            moving = scale[None] * rows
+            return vectorised(moving @ jax.vmap(lambda u: product(w, u))(moving).T)
 
-        gradient = jax.grad(flat_loss)(flat)
+        gradient = jax.grad(lambda w: loss(unravel(w)))(flat)
         slopes = jax.jacrev(entries)(flat)
-        room = vectorised((2 / lr) * jnp.eye(k) - jnp.diag(values)) / dt
-        x = complementary(
-            0.5 * slopes @ slopes.T,
-            slopes @ gradient + room,
-            start=turned @ state.covariance @ turned.T,
+        faster = speed * scale**2
+        room = vectorised(edge * jnp.eye(k) - jnp.diag(values)) / dt
+        matrix, offset = (
+            0.5 * (slopes * faster[None]) @ slopes.T,
+            slopes @ (faster * gradient) + room,
         )
-        moved = flat - dt * (gradient + 0.5 * vectorised(x) @ slopes)
-        return CentralFlow(unravel(moved), rows, values, x)
+        if decay is not None:
+            rate = (1 - decay) / (decay * lr)
+            pairs = vectorised(rows[:, None] * rows[None])  # q_ip q_jp
+            matrix += 0.5 * edge**3 * rate * (pairs * scale[None] ** 2) @ pairs.T
+            offset += 0.5 * edge * rate * pairs @ ((gradient**2 - moment) / (moment + EPS))
+        covariance = complementary(matrix, offset, start=turned @ state.covariance @ turned.T)
+        x = vectorised(covariance)
+        moved = flat - dt * faster * (gradient + 0.5 * x @ slopes)
+        if decay is not None:
+            swung = edge**2 * (x @ pairs) / scale**2  # diag(H Σ H)
+            moment = moment + dt * rate * (gradient**2 + swung - moment)
+        return CentralFlow(unravel(moved), rows, values, covariance, moment)
 
     return Dynamics(start, step, observe, inspect)
 
@@ -188,14 +241,17 @@ def positive_part(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
     return (vectors * jnp.maximum(values, 0)[None]) @ vectors.T
 
 
-def vectorised(matrix: Float[Array, "k k"]) -> Float[Array, " d"]:
+def vectorised(matrix: Float[Array, "k k *p"]) -> Float[Array, "d *p"]:
     """A symmetric matrix as a vector whose dot products are the matrices': off-diagonal times √2.
+
+    Of a matrix of vectors, one for each entry, each component is treated so.
 
     >>> [round(float(x), 3) for x in vectorised(jnp.array([[1.0, 2.0], [2.0, 3.0]]))]
     [1.0, 2.828, 3.0]
     """
     i, j = jnp.triu_indices(len(matrix))
-    return matrix[i, j] * jnp.where(i == j, 1.0, jnp.sqrt(2.0)).astype(matrix.dtype)
+    weight = jnp.where(i == j, 1.0, jnp.sqrt(2.0)).astype(matrix.dtype)
+    return matrix[i, j] * weight.reshape(-1, *[1] * (matrix.ndim - 2))
 
 
 def matrix_of(vector: Float[Array, " d"], k: int) -> Float[Array, "k k"]:
