@@ -1,5 +1,33 @@
 """What is minimised or scored: functions of arrays, never of networks."""
 
+from lab.objectives.selfsupervised import (
+    VICReg,
+    alignment,
+    barlow_twins,
+    cross_correlation,
+    info_nce,
+    masked_prediction,
+    negative_cosine,
+    nt_xent,
+    uniformity,
+    unit,
+    vicreg,
+)
 from lab.objectives.supervised import accuracy, cross_entropy, mse
 
-__all__ = ["accuracy", "cross_entropy", "mse"]
+__all__ = [
+    "VICReg",
+    "accuracy",
+    "alignment",
+    "barlow_twins",
+    "cross_correlation",
+    "cross_entropy",
+    "info_nce",
+    "masked_prediction",
+    "mse",
+    "negative_cosine",
+    "nt_xent",
+    "uniformity",
+    "unit",
+    "vicreg",
+]

@@ -23,7 +23,7 @@ Run = Callable[[int, int], tuple[float, Records, str]]
 def with_sweep(problem: Problem, layout: dict[str, int] | None = None) -> Run:
     """The engine; what a call costs whatever its steps (tracing) is taken off by a short one.
 
-    A call of which that is more than half is too short to tell them apart, and counts whole.
+    A call no longer than the short one is too short to tell them apart, and counts whole.
     """
 
     def swept(steps: int, runs: int) -> tuple[float, Any]:
@@ -45,7 +45,7 @@ def with_sweep(problem: Problem, layout: dict[str, int] | None = None) -> Run:
         fixed, _ = swept(short, runs)
         seconds, data = swept(steps, runs)
         work = (seconds - fixed) * steps / max(steps - short, 1)
-        work = work if fixed < seconds / 2 else seconds
+        work = work if fixed < seconds else seconds
         (chosen,) = json.loads(data.attrs["layout"])
         note = f"{chosen['devices']} devices, width {chosen['width']}"
         return work, {n: data[n].values for n in kept(problem)}, note

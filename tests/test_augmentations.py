@@ -1,0 +1,103 @@
+"""Augmentations: what each leaves alone, what it does, and that a view is a function of its key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lab.data import Augmentation, augmented, mnist, two_views, views
+from lab.data.augmentations import displacement, erased, warped
+from lab.types import BadInput
+
+IMAGE = jax.random.uniform(jax.random.key(9), (8, 8))
+EACH = {
+    "shift": 2.0,
+    "rotation": 0.5,
+    "stretch": 0.3,
+    "elastic": 1.0,
+    "noise": 0.5,
+    "erase": 0.4,
+    "drop": 0.3,
+}
+
+
+def test_no_augmentation_leaves_an_image_as_it_is():
+    view = augmented(jax.random.key(0), IMAGE, Augmentation(), fill=0.2)
+    np.testing.assert_allclose(view, IMAGE, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "strength"), EACH.items())
+def test_each_changes_it_by_the_key_and_traced_as_well(name, strength):
+    def view(key, strength):
+        return augmented(key, IMAGE, Augmentation(**{name: strength}))
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    one, other = (view(key, strength) for key in keys)
+    assert not np.allclose(one, IMAGE) and not np.allclose(one, other)
+    np.testing.assert_array_equal(view(keys[0], strength), one)
+    traced = jax.jit(jax.vmap(view))(keys, jnp.array([strength, strength]))
+    np.testing.assert_allclose(traced[1], other, atol=1e-5)
+
+
+def test_a_shift_by_whole_pixels_is_exact():
+    moved = warped(
+        IMAGE, jnp.broadcast_to(jnp.array([1.0, -2.0])[:, None, None], (2, 8, 8)), fill=7.0
+    )
+    np.testing.assert_allclose(moved[:-1, 2:], IMAGE[1:, :-2], rtol=1e-6)
+    np.testing.assert_allclose(moved[-1], 7.0)
+    np.testing.assert_allclose(moved[:, :2], 7.0)
+
+
+def test_a_quarter_turn_is_exact():
+    """The displacement of a rotation about the middle, at the largest angle."""
+    how = Augmentation(rotation=jnp.pi / 2)
+    for seed in range(50):  # the angle is uniform up to a quarter: scale it to be one
+        key = jax.random.key(seed)
+        draws = jax.random.uniform(jax.random.split(key)[0], (5,), minval=-1.0, maxval=1.0)
+        exact = how._replace(rotation=how.rotation / draws[0])
+        turned = warped(IMAGE, displacement(key, (8, 8), exact))
+        np.testing.assert_allclose(turned, jnp.rot90(IMAGE, -1), atol=1e-4)
+
+
+def test_erasing_takes_one_square_and_it_can_be_anywhere():
+    ones, places = jnp.ones((8, 8)), set()
+    for seed in range(60):
+        hole = np.asarray(erased(jax.random.key(seed), ones, side=0.5)) == 0
+        assert hole.sum() == 16
+        rows, columns = np.nonzero(hole)
+        assert np.ptp(rows) == np.ptp(columns) == 3
+        places.add((rows.min(), columns.min()))
+    assert {p for p, _ in places} == {p for _, p in places} == set(range(5))
+
+
+def test_dropping_and_noise_have_their_share_and_size():
+    many = jax.vmap(lambda k: augmented(k, IMAGE, Augmentation(drop=0.3), fill=-1.0))
+    dropped = many(jax.random.split(jax.random.key(0), 500))
+    assert float((dropped == -1).mean()) == pytest.approx(0.3, abs=0.01)
+    loud = jax.vmap(lambda k: augmented(k, IMAGE, Augmentation(noise=0.5)))
+    noise = loud(jax.random.split(jax.random.key(1), 500)) - IMAGE[None]
+    assert float(noise.std()) == pytest.approx(0.5, abs=0.01)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_what_comes_in_from_outside_is_the_background_of_standardised_digits():
+    """An empty image of standardised digits is not constant; shifted, it is still empty."""
+    digits = mnist(200, pool=4).train
+    empty = digits.x.min(0)
+    view = views(jax.random.key(0), empty[None], Augmentation(shift=3.0, rotation=0.5), fill=empty)
+    np.testing.assert_allclose(view[0], empty, atol=1e-5)
+
+
+def test_views_are_independent_of_one_another_and_of_the_batch_they_are_in():
+    x = jax.random.normal(jax.random.key(1), (3, 16))
+    first, second = two_views(jax.random.key(0), x, Augmentation(noise=1.0))
+    noise = jnp.stack([first - x, second - x]).reshape(6, 16)
+    assert float(jnp.abs(jnp.corrcoef(noise) - jnp.eye(6)).max()) < 0.95
+    assert not np.allclose(noise[0], noise[3])
+
+
+def test_what_is_no_square_image_is_refused():
+    with pytest.raises(BadInput, match="x: 15 features are no square image"):
+        views(jax.random.key(0), jnp.ones((2, 15)), Augmentation())
+    with pytest.raises(BadInput, match=r"side: 1\.5 of the image; give 0 to 1"):
+        erased(jax.random.key(0), IMAGE, side=1.5)
