@@ -1,9 +1,11 @@
 """The command line of an experiment, at toy size, as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -26,6 +28,7 @@ TOYS = {
     "central_flow": (
         "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 --directions 1 2"
     ),
+    "token_selection": "--seeds 3 --steps 40 --every 20 --tokens 3 --dimension 12",
     "catapult": (
         "--seeds 3 --steps 40 --every 20 --curved-steps 40 --widths 8 --ms 1.0 3.0 4.5 "
         "--curved 1.0 3.0 --straight 1.0 3.0 --layers 1 --hidden 8 --examples 10"
@@ -51,25 +54,64 @@ def command(folder: Path, name: str, *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", f"experiments.{name}", *arguments],
         cwd=folder,
-        env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
 
 
+class Done(NamedTuple):
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+    files: dict[str, int]
+
+
+BAD = {
+    "papre": "preset: 'papre' is not one of quick, paper",
+    "quick --plot": "--plot: ",  # the toy was run, not the preset itself
+    "paper --resume": "--resume: ",
+    "paper --plot": "--plot: no finished run",
+    "--fresh --plot": "--fresh: ",
+}
+
+
+def commands(name: str) -> dict[str, str]:
+    """The toy, redrawn, and what must be refused, in this order."""
+    toy = TOYS[name]
+    refused = {f"bad: {bad}": bad for bad in BAD}
+    if sweeps(name):
+        refused |= {"field": f"{toy} --steps -5 --fresh", "config": f"{toy} --every 10"}
+    return {"toy": toy, "plot": f"{toy} --plot"} | refused
+
+
 @pytest.fixture(scope="module", params=EXPERIMENTS)
 def finished(request, tmp_path_factory):
-    """A folder in which the experiment was run at toy size, and what it printed."""
-    folder = tmp_path_factory.mktemp(request.param)
-    return folder, request.param, command(folder, request.param, *TOYS[request.param].split())
+    """A folder in which the commands were given, the experiment's name, what each left."""
+    folder, name = tmp_path_factory.mktemp(request.param), request.param
+    given = commands(name)
+    listed = json.dumps([each.split() for each in given.values()])
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.commands", name, listed],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    left = (Done(**each) for each in json.loads(run.stdout.splitlines()[-1]))
+    return folder, name, dict(zip(given, left, strict=True))
 
 
 def test_a_run_leaves_claims_figure_and_provenance(finished):
-    folder, name, done = finished
-    assert done.returncode in (0, 1), done.stderr
-    assert done.stderr == ""
+    folder, name, left = finished
+    done = left["toy"]
+    assert done.status in (0, 1), done.err
+    assert done.err == ""
     results = folder / "runs" / name / "quick"
-    assert done.stdout.splitlines()[-1] == str(results.relative_to(folder) / f"{name}.png")
+    assert done.out.splitlines()[-1] == str(results.relative_to(folder) / f"{name}.png")
     assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     report = json.loads((results / f"{name}.json").read_text())
     assert report["versions"]["jax"] and report["seconds"] > 0
@@ -81,59 +123,51 @@ def test_a_run_leaves_claims_figure_and_provenance(finished):
 
 
 def test_only_the_unmodified_paper_preset_writes_figures(finished):
-    folder, _, _ = finished
-    assert not (folder / "figures").exists()
+    _, _, left = finished
+    assert not any(file.startswith("figures") for done in left.values() for file in done.files)
 
 
 def test_redrawing_computes_nothing_and_gives_the_same_claims(finished):
-    folder, name, done = finished
-    store = folder / "runs" / name / "quick" / "store"
-    before = {f: f.stat().st_mtime_ns for f in store.rglob("*")}
-    again = command(folder, name, *TOYS[name].split(), "--plot")
-    assert again.returncode == done.returncode
-    assert again.stdout == done.stdout
-    assert {f: f.stat().st_mtime_ns for f in store.rglob("*")} == before
+    _, _, left = finished
+    first, again = left["toy"], left["plot"]
+    assert (again.status, again.out) == (first.status, first.out)
+    stored = [{f: t for f, t in done.files.items() if "/store" in f} for done in (first, again)]
+    assert stored[0] == stored[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["papre"], "preset: 'papre' is not one of quick, paper"),
-        (["quick", "--plot"], "--plot: "),  # the toy was run, not the preset itself
-        (["paper", "--resume"], "--resume: "),
-        (["paper", "--plot"], "--plot: no finished run"),
-        (["--fresh", "--plot"], "--fresh: "),
-    ],
-)
-def test_bad_input_exits_2_with_one_line_and_loses_nothing(finished, arguments, named):
-    folder, name, _ = finished
-    before = sorted((folder / "runs").rglob("*"))
-    refused = command(folder, name, *arguments)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {named}")
-    assert len(refused.stderr.splitlines()) == 1
-    assert sorted((folder / "runs").rglob("*")) == before
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_exits_2_with_one_line_and_loses_nothing(finished, arguments):
+    _, _, left = finished
+    refused = left[f"bad: {arguments}"]
+    assert refused.status == 2
+    assert refused.err.startswith(f"error: {BAD[arguments]}")
+    assert len(refused.err.splitlines()) == 1
+    assert refused.files == left["plot"].files
 
 
 def test_a_bad_field_with_fresh_keeps_the_old_run(finished):
-    folder, name, _ = finished
+    _, name, left = finished
     if not sweeps(name):
         pytest.skip("no sweep of its own")
-    before = sorted((folder / "runs").rglob("*"))
-    refused = command(folder, name, *TOYS[name].split(), "--steps", "-5", "--fresh")
-    assert refused.returncode == 2
-    assert "steps: -5 is not a positive int" in refused.stderr
-    assert sorted((folder / "runs").rglob("*")) == before
+    assert left["field"].status == 2
+    assert "steps: -5 is not a positive int" in left["field"].err
+    assert left["field"].files.keys() == left["plot"].files.keys()
 
 
 def test_another_config_is_refused_in_one_line(finished):
-    folder, name, _ = finished
+    _, name, left = finished
     if not sweeps(name):
         pytest.skip("no sweep of its own")
-    refused = command(folder, name, *TOYS[name].split(), "--every", "10")
-    assert refused.returncode == 2
-    assert "every was 20 and is now 10" in refused.stderr
-    assert "--fresh" in refused.stderr
+    assert left["config"].status == 2
+    assert "every was 20 and is now 10" in left["config"].err
+    assert "--fresh" in left["config"].err
+
+
+def test_a_command_of_its_own_does_as_those_given_together(tmp_path):
+    """A process as a user starts it, with its output as it is."""
+    done = command(tmp_path, "rank_collapse", *TOYS["rank_collapse"].split())
+    assert done.returncode in (0, 1) and done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "runs/rank_collapse/quick/rank_collapse.png"
 
 
 def test_help_explains_each_field():

