@@ -32,4 +32,5 @@ def done(name: str, arguments: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([done(sys.argv[1], each) for each in json.loads(sys.argv[2])]))
+    name, given = sys.argv[1:]
+    print(json.dumps([done(name, each) for each in json.loads(given)]))

@@ -181,7 +181,7 @@ def negative_cosine(prediction: Batch, target: Other, *, stop_gradient: bool = T
 
 
 def masked_prediction(
-    logits: Float[Array, "*n v"], tokens: Int[Array, "*n"], masked: Bool[Array, "*n"]
+    logits: Float[Array, "*n v"], tokens: Int[Array, "*_"], masked: Bool[Array, "*_"]
 ) -> Scalar:
     """Mean cross entropy, in nats, of the tokens that were masked; 0 where none was.
 
