@@ -2,11 +2,11 @@
 
 floor 0   `lab.types`        Model, Dynamics, State, Claim: the shapes everything else has
 floor 1   `lab.models`       networks as (init, apply): linear, MLP, convolutional, transformer
-          `lab.data`         real digits, pixel sequences, minibatches; no download
-          `lab.objectives`   losses, functions of arrays
-          `lab.measures`     curvature under jit(vmap), rank of tokens
+          `lab.data`         real digits, augmentations, sequences, minibatches; no download
+          `lab.objectives`   losses with and without labels, functions of arrays
+          `lab.measures`     curvature and kernels under jit(vmap), attention, representations
           `lab.theory`       closed forms, each with its derivation or source
-floor 2   `lab.dynamics`     learning processes: gradient descent by any optax optimiser
+floor 2   `lab.dynamics`     learning processes: descent by any optax optimiser, flows, bootstrap
           `lab.sweep`        the engine: many runs in parallel, measured, stored, resumed
 floor 3   `lab.claims`       statistics and verdicts
           `lab.plotting`     figures fit for a paper

@@ -55,12 +55,13 @@ def augmented(key: Key[Array, ""], image: Image, how: Augmentation, *, fill: Fil
 
 
 def displacement(
-    key: Key[Array, ""], shape: tuple[int, int], how: Augmentation
+    key: Key[Array, ""], shape: tuple[int, ...], how: Augmentation
 ) -> Float[Array, "2 h w"]:
     """From where each pixel takes its value, less its own place: rows, then columns, in pixels.
 
     Shifts, angles and changes of scale are uniform up to their largest, scale and angle about the
-    middle. The elastic part is a normal one on a grid of 4 x 4, smoothly interpolated.
+    middle. The elastic part is a normal one on a grid of 4 x 4, smoothly interpolated. `shape` is
+    that of the image, (h, w).
 
     >>> displacement(jax.random.key(0), (2, 2), Augmentation()).sum()
     Array(0., dtype=float32)

@@ -3,6 +3,8 @@
 Features are rows, an example each. Alignment and uniformity are in `lab.objectives`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -41,7 +43,7 @@ def spread(features: Features) -> Float[Array, ""]:
     return jnp.sqrt(features.shape[1]) * jnp.mean(jnp.std(rows, axis=0))
 
 
-def cka(first: Features, second: Float[Array, "n e"]) -> Float[Array, ""]:
+def cka(first: Features, second: Float[Array, "_ e"]) -> Float[Array, ""]:
     """Linear centred kernel alignment of two representations of the same examples, from 0 to 1.
 
         |Xᵀ Y|² / (|Xᵀ X| |Yᵀ Y|),   columns centred
@@ -61,7 +63,7 @@ def cka(first: Features, second: Float[Array, "n e"]) -> Float[Array, ""]:
 
 
 def ridge_probe(
-    features: Features, targets: Float[Array, "n c"], *, penalty: float | Array
+    features: Features, targets: Float[Array, "_ c"], *, penalty: float | Array
 ) -> Float[Array, "e c"]:
     """The linear map with bias of least `|X W + b - Y|² / n + penalty |W|²`: [d + 1, c], bias last.
 
@@ -110,7 +112,7 @@ def logistic_probe(
     solver = optax.lbfgs()
     zero = jnp.zeros((features.shape[1] + 1, classes), features.dtype)
 
-    def step(carry: tuple[Array, optax.OptState], _: None) -> tuple[tuple[Array, Array], None]:
+    def step(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
         weights, state = carry
         value, gradient = optax.value_and_grad_from_state(loss)(weights, state=state)
         updates, state = solver.update(

@@ -56,8 +56,8 @@ def starting_strength(
 def half_time(start: Values, gamma: Values) -> Array:
     """When a mode is half learned, `log(1/λ_0 - 1) / (8 γ)`, in units of rate times steps.
 
-    >>> half_time(jnp.array(1e-4), 0.5).round(3)
-    Array(2.303, dtype=float32, weak_type=True)
+    >>> round(float(half_time(jnp.array(1e-4), 0.5)), 3)
+    2.303
     """
     return jnp.log(1 / start - 1) / (8 * gamma)
 
@@ -65,10 +65,10 @@ def half_time(start: Values, gamma: Values) -> Array:
 def strength(t: Values, start: Values, gamma: Values) -> Array:
     """λ(t), logistic at rate 8 γ.
 
-    >>> strength(half_time(jnp.array(1e-4), 0.5), 1e-4, 0.5).round(4)
-    Array(0.5, dtype=float32, weak_type=True)
+    >>> round(float(strength(half_time(jnp.array(1e-4), 0.5), 1e-4, 0.5)), 4)
+    0.5
     """
-    return 1 / (1 + (1 / start - 1) * jnp.exp(-8 * gamma * t))
+    return 1 / (1 + (1 / jnp.asarray(start) - 1) * jnp.exp(-8 * jnp.asarray(gamma) * t))
 
 
 def pair_spectrum(kernel: Float[Array, "N N"]) -> Float[Array, " N"]:

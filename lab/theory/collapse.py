@@ -64,7 +64,7 @@ def resting_points(decay: Number, noise: Number) -> tuple[Array, Array]:
     """(p-, p+): the edge of the basin where f = p², and where p rests; NaN beyond η_c.
 
     >>> low, high = resting_points(0.15, 0.25)
-    >>> float(low.round(4)), float(high.round(4))
+    >>> round(float(low), 4), round(float(high), 4)
     (0.2, 0.6)
     """
     root = jnp.sqrt(1 - 4 * (1 + noise) * jnp.asarray(decay))

@@ -43,8 +43,8 @@ def one_sided(
     >>> chain = jnp.array([[0.9, 0.1], [0.1, 0.9]])
     >>> hidden = jnp.array([False, True, False])
     >>> before, after = one_sided(jnp.array([0, 0, 1]), hidden, chain)
-    >>> before[1], after[1].round(3)
-    (Array([0.9, 0.1], dtype=float32), Array([0.1, 0.9], dtype=float32))
+    >>> bool(jnp.allclose(before[1], chain[0])), bool(jnp.allclose(after[1], chain[1]))
+    (True, True)
     """
     k, rest = len(transitions), stationary(transitions)
     certain = jax.nn.one_hot(tokens, k, dtype=transitions.dtype)
