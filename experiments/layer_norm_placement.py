@@ -13,11 +13,12 @@ Then the consequence: a transformer of 6 blocks on rows of digits (Adam, 300 ste
 the rate risen linearly in the first 100 or not. LARGEST STABLE RATE of a seed: where the final
 training loss, from the best rate upwards, first passes half of log 10, interpolated in log rate.
 
-    python -m experiments.layer_norm_placement          # quick: 1 min on two cores
-    python -m experiments.layer_norm_placement paper    # 5 minutes; writes figures/
+    python -m experiments.layer_norm_placement          # quick
+    python -m experiments.layer_norm_placement paper    # writes figures/
 
 Source: Xiong et al. 2020, arXiv 2002.04745, theorem 1 (ReLU, uniform attention; bounds), figure 2.
-Tolerances were set on seeds 100 and above, which no preset uses.
+Draft: never run; tolerances are guesses, to be set on
+seeds 100 and above; the claims about training are missing.
 """
 
 import math
