@@ -9,16 +9,16 @@ independent, cancel in attention's average, and grow alike with depth: variance 
 linearly, the gradient falls more steeply. A gradient averaged over a batch falls less steeply
 than each of its parts, since examples grow alike too: fit exponents to single examples.
 
-Then the consequence: a transformer of 6 blocks on rows of digits (Adam, 300 steps), by rate, with
-the rate risen linearly in the first 100 or not. LARGEST STABLE RATE of a seed: where the final
-training loss, from the best rate upwards, first passes half of log 10, interpolated in log rate.
+Then the consequence: transformers of 6 blocks (and, as control, 1) on rows of digits, by Adam, with
+the rate risen linearly in the first third of 150 steps or not. LARGEST STABLE RATE of a seed: where
+the final training loss, from the best rate upwards, first passes half of log 10, interpolated in
+log rate.
 
-    python -m experiments.layer_norm_placement          # quick
+    python -m experiments.layer_norm_placement
     python -m experiments.layer_norm_placement paper    # writes figures/
 
-Source: Xiong et al. 2020, arXiv 2002.04745, theorem 1 (ReLU, uniform attention; bounds), figure 2.
-Draft: never run; tolerances are guesses, to be set on
-seeds 100 and above; the claims about training are missing.
+Source: Xiong et al. 2020, arXiv 2002.04745, theorem 1 (ReLU, uniform attention; bounds), figure 2
+(Adam on translation). Tolerances were set on seeds 100 and above.
 """
 
 import math
@@ -47,8 +47,13 @@ from lab.sweep import sweep
 from lab.theory import layer_norm
 from lab.types import BadInput, Claim, Dynamics, Model, Params
 
-NORMS = {"pre": "pre", "post": "post", "none": None}
-SETTINGS = ("one token", "mixing tokens", "batch")
+CASES: dict[str, tuple[str | None, str]] = {
+    "none": (None, "one token"),
+    "post": ("post", "one token"),
+    "pre": ("pre", "one token"),
+    "pre, tokens mix": ("pre", "mixing tokens"),
+    "pre, batch": ("pre", "batch"),
+}
 LEVEL = math.log(10) / 2  # half the loss of knowing nothing
 FIRST = 8  # blocks from which on exponents are fitted
 
@@ -63,35 +68,41 @@ class Config:
     """Of a token there; the MLP's is twice that."""
     count: int = 16
     """Tokens that mix, and examples in a batch."""
-    draws: int = 32
+    draws: int = 64
     """Seeds at init: weights, tokens and readout."""
-    seeds: int = 8
+    seeds: int = 6
     """Seeds of training: initial weights and batches."""
     first_seed: int = 0
     """The first of both."""
-    layers: int = 6
-    """Blocks of the trained transformer."""
+    layers: tuple[int, int] = (1, 6)
+    """Blocks of the trained transformers: the control's, and the claims'."""
     train_width: int = 32
     """Of a token in it; the MLP's is twice that."""
-    lrs: tuple[float, ...] = tuple(2.0**k for k in range(-11, -2))
+    lrs: tuple[float, ...] = tuple(2.0**k for k in range(-9, -1))
     """Adam's rates."""
-    warmup: int = 100
+    warmup: int = 50
     """Steps in which the rate rises from 0."""
-    steps: int = 300
+    steps: int = 150
     """Steps of training."""
     every: int = 50
     """Steps between two records of it."""
-    batch: int = 32
+    batch: int = 16
     """Digits in a batch."""
-    examples: int = 512
+    examples: int = 256
     """Digits to learn."""
 
 
-PRESETS = {"quick": Config(draws=8, seeds=3), "paper": Config()}
+PRESETS = {
+    "quick": Config(
+        draws=16, seeds=3, lrs=tuple(2.0**k for k in range(-8, -2)), steps=90, warmup=30
+    ),
+    "paper": Config(),
+}
 
 
-def deepening(seed: Array, *, norm: str | None, setting: str, config: Config) -> Dynamics:
+def deepening(seed: Array, *, case: tuple[str | None, str], config: Config) -> Dynamics:
     """Tokens going through blocks with random weights, one a step; the gradient of the last."""
+    norm, setting = case
     model = attention_blocks(config.width, layers=1, hidden=2 * config.width, norm=norm)
     token_key, block_key, read_key = jax.random.split(jax.random.key(seed), 3)
     count = 1 if setting == "one token" else config.count
@@ -107,15 +118,12 @@ def deepening(seed: Array, *, norm: str | None, setting: str, config: Config) ->
         # One readout for a whole batch, one of its own for each token.
         readout = jax.random.normal(read_key, (1, *shape[1:]))
 
-        def read(params: Params) -> tuple[Array, Array]:
+        def read(params: Params) -> Array:
             y = model.apply(params, x)
-            return jnp.sum(readout * (y if norm is None else normed(y))) / count, y
+            return jnp.sum(readout * (y if norm is None else normed(y))) / count
 
-        gradient, y = jax.grad(read, has_aux=True)(model.init(jax.random.fold_in(block_key, t)))
-        return {
-            "gradient": jnp.log(jnp.linalg.norm(gradient["mlp_1"]["out"]["kernel"])),
-            "variance": jnp.log(jnp.mean(y**2)),
-        }
+        gradient = jax.grad(read)(model.init(jax.random.fold_in(block_key, t)))
+        return {"gradient": jnp.log(jnp.linalg.norm(gradient["mlp_1"]["out"]["kernel"]))}
 
     return Dynamics(init, step, observe)
 
@@ -125,10 +133,10 @@ def normed(x: Array) -> Array:
     return jax.nn.standardize(x, epsilon=1e-6)
 
 
-def classifier(norm: str, config: Config) -> Model:
+def classifier(norm: str, layers: int, config: Config) -> Model:
     """Digits [n, 8, 8], their rows as tokens, to logits [n, 10]; pre-norm ends in a norm too."""
     width = config.train_width
-    blocks = attention_blocks(width, layers=config.layers, heads=4, hidden=2 * width, norm=norm)
+    blocks = attention_blocks(width, layers=layers, heads=4, hidden=2 * width, norm=norm)
 
     def init(key: Array) -> Params:
         block_key, *keys = jax.random.split(key, 4)
@@ -147,11 +155,13 @@ def classifier(norm: str, config: Config) -> Model:
     return Model(init, apply)
 
 
-def training(lr: Array, warmup: Array, seed: Array, *, norm: str, config: Config) -> Dynamics:
+def training(
+    lr: Array, warmup: Array, seed: Array, *, norm: str, layers: int, config: Config
+) -> Dynamics:
     """Adam on rows of digits, its rate risen linearly within `warmup` steps."""
     digits = sklearn_digits(config.examples).train
     rows = digits.x.reshape(-1, 8, 8)
-    model = classifier(norm, config)
+    model = classifier(norm, layers, config)
     init_key, batch_key = jax.random.split(jax.random.key(seed))
 
     def loss(params: Params, batch: tuple[Array, Array] = (rows, digits.labels)) -> Array:
@@ -183,7 +193,7 @@ def run(config: Config, store: Path) -> xr.Dataset:
             "warmup": [0, config.warmup],
             "seed": range(config.first_seed, config.first_seed + config.seeds),
         },
-        static={"norm": ["pre", "post"]},
+        static={"norm": ["pre", "post"], "layers": config.layers},
         steps=config.steps,
         every=config.every,
         store=store / "training",
@@ -191,31 +201,30 @@ def run(config: Config, store: Path) -> xr.Dataset:
     drawn = sweep(
         partial(deepening, config=config),
         {"seed": range(config.first_seed, config.first_seed + config.draws)},
-        static={"norm": NORMS, "setting": SETTINGS},
+        static={"case": CASES},
         steps=config.depth - 1,
         every=1,
         store=store / "init",
     )
     theory = [
-        [
-            layer_norm.last_gradient(
-                config.depth,
-                width=config.width,
-                hidden=2 * config.width,
-                norm=norm,
-                count=1 if setting == "one token" else config.count,
-                mixing=setting != "batch",
-            )
-            for setting in SETTINGS
-        ]
-        for norm in NORMS.values()
+        layer_norm.last_gradient(
+            config.depth,
+            width=config.width,
+            hidden=2 * config.width,
+            norm=norm,
+            count=1 if setting == "one token" else config.count,
+            mixing=setting != "batch",
+        )
+        for norm, setting in CASES.values()
     ]
     at_init = drawn[["gradient"]].rename(seed="draw", step="depth")
-    final = trained.loss.rename(norm="placement").isel(step=slice(-2, None)).mean("step")
+    final = (
+        trained.loss.rename(norm="placement").isel(step=slice(-2, None)).mean("step", skipna=False)
+    )
     return (
         at_init.assign_coords(depth=at_init.depth + 1)
         .assign(
-            theory=(("norm", "setting", "depth"), np.log(theory)),
+            theory=(("case", "depth"), np.log(theory)),
             final=final,
             stable=largest_stable(final),
             diverged_at=("run", trained.diverged_at.values.ravel()),
@@ -255,9 +264,9 @@ def at_init(data: xr.Dataset) -> list[Claim]:
     by = partial(claim, seeds="weights, tokens and readout")
     source = "Xiong et al. 2020, arXiv 2002.04745, theorem 1; lab.theory.layer_norm.last_gradient"
 
-    def exponent(statement: str, norm: str, setting: str = "one token", **words: Any) -> Claim:
+    def exponent(statement: str, case: str, *, within: float = 0.04, **words: Any) -> Claim:
         def slope(of: xr.DataArray) -> np.ndarray:
-            values = of.sel(norm=norm, setting=setting).transpose("depth", ...).values
+            values = of.sel(case=case).transpose("depth", ...).values
             return np.polyfit(np.log(depths), values, 1)[0]
 
         predicted = float(slope(curves.theory))
@@ -265,47 +274,47 @@ def at_init(data: xr.Dataset) -> list[Claim]:
             statement,
             slope(curves.gradient),
             predicted=predicted,
-            tolerance=(predicted - 0.03, predicted + 0.03),
+            tolerance=(predicted - within, predicted + within),
             source=source,
             estimator=f"slope of log gradient in log depth, {FIRST} blocks to {depths[-1]}",
-            why="a third of what tells one token from 16",
+            why="half of what tells 16 tokens that mix (0.04), or a batch (0.018), from one token",
             **words,
         )
 
-    def scale(statement: str, norm: str, **words: Any) -> Claim:
-        off = data.gradient.sel(norm=norm) - data.theory.sel(norm="pre")
+    def scale(statement: str, case: str, **words: Any) -> Claim:
+        off = data.gradient.sel(case=case) - data.theory.sel(case="pre")
         return by(
             statement,
-            off.sel(setting="one token").mean("depth").values,
+            off.mean("depth").values,
             source=source,
             estimator="mean over depths of log (gradient / theory of pre-norm)",
             **words,
         )
 
-    def growth(statement: str, norm: str, **words: Any) -> Claim:
-        shown = data.gradient.sel(norm=norm, setting="one token", depth=slice(FIRST, None))
-        rate = np.polyfit(shown.depth, shown.transpose("depth", "draw").values, 1)[0]
+    def growth(statement: str, case: str, **words: Any) -> Claim:
+        shown = data.gradient.sel(case=case, depth=slice(FIRST, None)).transpose("depth", "draw")
         return by(
             statement,
-            rate,
+            np.polyfit(shown.depth, shown.values, 1)[0],
             source=source + ": without norm the stream's variance triples a block",
             estimator=f"slope of log gradient in depth, from {FIRST} blocks on",
             why="a twentieth of the rate; logarithms of random factors lag by 1 / width",
             **words,
         )
 
+    tripling = math.log(3) / 2
     post = exponent("post-norm: it stays", "post")
-    alone = exponent("pre-norm, one token: exponent -1/2 in the limit", "pre")
+    alone = exponent("one token: -1/2 in the limit", "pre")
     return [
         exponent("pre-norm: the last gradient falls as the root of depth", "pre", control=post),
         scale(
-            "pre-norm: so does theory's whole curve, with nothing fitted",
+            "pre-norm: it is theory's at all depths, with nothing fitted",
             "pre",
             predicted=0.0,
             tolerance=(-0.05, 0.05),
-            why="corrections are of the order of 1 / width and spread of 6% over seeds",
+            why="corrections are a few times 1 / width, 1%, and seeds spread by 6%",
             control=scale(
-                "post-norm's is another",
+                "post-norm's is larger",
                 "post",
                 predicted=None,
                 tolerance=(0.5, math.inf),
@@ -314,18 +323,20 @@ def at_init(data: xr.Dataset) -> list[Claim]:
         ),
         exponent(
             "pre-norm, tokens that mix: more steeply, as they grow alike",
-            "pre",
-            "mixing tokens",
+            "pre, tokens mix",
             control=alone,
         ),
         exponent(
-            "pre-norm, averaged over a batch: less steeply, a bias", "pre", "batch", control=alone
+            "pre-norm, averaged over a batch: less steeply, a bias",
+            "pre, batch",
+            within=0.018,
+            control=alone,
         ),
         growth(
             "without norm it grows as the root of 3 to the power of depth",
             "none",
-            predicted=math.log(3) / 2,
-            tolerance=(math.log(3) / 2 - 0.03, math.log(3) / 2 + 0.03),
+            predicted=tripling,
+            tolerance=(tripling - 0.03, tripling + 0.03),
             control=growth(
                 "with pre-norm it does not grow", "pre", predicted=None, tolerance=(-0.1, 0.03)
             ),
@@ -334,34 +345,61 @@ def at_init(data: xr.Dataset) -> list[Claim]:
 
 
 def in_training(data: xr.Dataset) -> list[Claim]:
-    """The largest stable rate, with warm-up and without."""
+    """The largest stable rate, with warm-up and without; the control has one block."""
     none, some = data.warmup.values
-    stable = data.stable
+    few, many = data.layers.values
+    ahead = data.stable.sel(placement="pre") - data.stable.sel(placement="post")
     by = partial(
         claim,
-        source="Xiong et al. 2020, arXiv 2002.04745, section 3.4 and figure 2",
+        source="Xiong et al. 2020, arXiv 2002.04745, sections 3 and 4, figure 2",
         predicted=None,
         seeds="initial weights and batches",
     )
-    gained = stable.sel(warmup=some) - stable.sel(warmup=none)
 
-    def gains(statement: str, placement: str, **words: Any) -> Claim:
+    def lead(statement: str, layers: int, **words: Any) -> Claim:
         return by(
             statement,
-            gained.sel(placement=placement).values,
-            estimator="octaves between largest stable rates with and without warm-up",
+            ahead.sel(warmup=none, layers=layers).values,
+            estimator="octaves from post-norm's largest stable rate to pre-norm's, no warm-up",
+            why="an octave is the grid's step, half of it what interpolation may miss",
             **words,
         )
 
-    def ahead(statement: str, warmup: int, **words: Any) -> Claim:
+    def closing(statement: str, layers: int, **words: Any) -> Claim:
         return by(
             statement,
-            (stable.sel(placement="pre") - stable.sel(placement="post")).sel(warmup=warmup).values,
-            estimator="octaves between largest stable rates of pre-norm and post-norm",
+            (ahead.sel(warmup=none) - ahead.sel(warmup=some)).sel(layers=layers).values,
+            estimator="octaves that warm-up adds for post-norm, less those for pre-norm",
+            why="the paper says that it does, not by how much; half the grid's step for none",
             **words,
         )
 
-    return []
+    return [
+        lead(
+            "no warm-up: pre-norm stands more than twice the rate that post-norm does",
+            many,
+            tolerance=(1.0, math.inf),
+            control=lead(f"with {few} block it does not", few, tolerance=(-0.5, 0.5)),
+        ),
+        closing(
+            "warm-up raises post-norm's by more than pre-norm's",
+            many,
+            tolerance=(0.0, math.inf),
+            control=closing(f"with {few} block it does not", few, tolerance=(-0.5, 0.5)),
+        ),
+    ]
+
+
+def tables(data: xr.Dataset) -> dict[str, Any]:
+    """log2 of the largest stable rate, mean over seeds."""
+    return {
+        f"{placement}-norm, {layers} blocks, warm-up {warmup}": float(
+            data.stable.sel(placement=placement, layers=layers, warmup=warmup).mean("seed")
+        )
+        for placement in data.placement.values
+        for layers in data.layers.values
+        for warmup in data.warmup.values
+    }
 
 
 def figure(data: xr.Dataset) -> Figure:
@@ -370,24 +408,18 @@ def figure(data: xr.Dataset) -> Figure:
     with paper_style("neurips", columns=3, ratio=1.0):
         result, (left, middle, right) = plt.subplots(1, 3)
 
-        def curve(axes: Any, norm: str, setting: str, colour: str, label: str) -> None:
-            at = data.sel(norm=norm, setting=setting)
+        for axes, case, label, colour in (
+            (left, "none", "no norm", OKABE_ITO[3]),
+            (left, "post", "after", OKABE_ITO[1]),
+            (left, "pre", "before", OKABE_ITO[0]),
+            (middle, "pre, batch", "batch of 16", OKABE_ITO[4]),
+            (middle, "pre", "one token", OKABE_ITO[0]),
+            (middle, "pre, tokens mix", "16 that mix", OKABE_ITO[2]),
+        ):
+            at = data.sel(case=case)
             values = np.exp(at.gradient.transpose("draw", "depth").values)
             band_plot(axes, data.depth, values, colour=colour, label=label, log=True)
             axes.plot(data.depth, np.exp(at.theory), **dashed)
-
-        for norm, label, colour in (
-            ("none", "no norm", OKABE_ITO[3]),
-            ("post", "after", OKABE_ITO[1]),
-            ("pre", "before", OKABE_ITO[0]),
-        ):
-            curve(left, norm, "one token", colour, label)
-        for setting, label, colour in (
-            ("one token", "one token", OKABE_ITO[0]),
-            ("mixing tokens", "tokens that mix", OKABE_ITO[2]),
-            ("batch", "batch", OKABE_ITO[4]),
-        ):
-            curve(middle, "pre", setting, colour, label)
         for axes in (left, middle):
             axes.set(xscale="log", yscale="log", xlabel="depth (blocks)")
             ticks = [d for d in (1, 4, 16, 64) if d <= data.depth[-1]]
@@ -395,9 +427,11 @@ def figure(data: xr.Dataset) -> Figure:
             axes.minorticks_off()
             axes.legend(fontsize="small", labelspacing=0.2, borderaxespad=0)
         left.set(ylabel="norm of the last gradient")
+        after, before = (float(np.exp(data.theory.sel(case=c)[-1])) for c in ("post", "pre"))
+        left.set_ylim(before / 2, 30 * after)  # Without norm it leaves for 1e17.
         for placement, colour in (("post", OKABE_ITO[1]), ("pre", OKABE_ITO[0])):
             for warmup, style in zip(data.warmup.values, ("-", "--"), strict=True):
-                at = data.final.sel(placement=placement, warmup=warmup)
+                at = data.final.sel(placement=placement, warmup=warmup, layers=data.layers[-1])
                 label = f"{placement}, " + ("warm-up" if warmup else "none")
                 right.plot(
                     data.lr, at.mean("seed"), style, color=colour, marker="o", ms=2, label=label

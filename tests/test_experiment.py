@@ -35,7 +35,7 @@ TOYS = {
         "--held-out 64 --path-steps 40 --inits 3 --init-steps 100"
     ),
     "layer_norm_placement": (
-        "--depth 16 --width 8 --count 2 --draws 3 --seeds 3 --layers 1 --train-width 8 "
+        "--depth 16 --width 8 --count 2 --draws 3 --seeds 3 --layers 1 2 --train-width 8 "
         "--lrs 0.001 0.1 10 --warmup 20 --steps 40 --every 20 --batch 8 --examples 20"
     ),
     "trainable_depth": (

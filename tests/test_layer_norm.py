@@ -1,5 +1,7 @@
 """Layer norm's place: moments and gradients of the theory against simulated random blocks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,20 +16,19 @@ WIDTH, DEPTH = 192, 4
 NORMS = ("pre", "post", None)
 
 
-def simulated(norm, examples, tokens, *, seeds=48):
+def simulated(norm, examples, tokens, *, seeds=256):
     """Mean squares of stream and last gradient at each depth, products of two streams."""
     block = attention_blocks(WIDTH, layers=1, hidden=WIDTH, norm=norm)
     count = examples * tokens
 
     def one(key):
-        x_key, read_key, *block_keys = jax.random.split(key, DEPTH + 2)
-        x = jax.random.normal(x_key, (examples, tokens, WIDTH))
+        x_key, read_key, block_key = jax.random.split(key, 3)
         readout = jax.random.normal(read_key, (1, tokens, WIDTH))
-        records = []
-        for block_key in block_keys:
-            params = block.init(block_key)
 
-            def read(params, x=x):
+        def deeper(x, key):
+            params = block.init(key)
+
+            def read(params):
                 y = block.apply(params, x)
                 return jnp.sum(readout * (y if norm is None else jax.nn.standardize(y))) / count
 
@@ -37,14 +38,19 @@ def simulated(norm, examples, tokens, *, seeds=48):
             products = flat @ flat.T / WIDTH
             square = jnp.trace(products) / count
             other = (products.sum() - jnp.trace(products)) / max(count * (count - 1), 1)
-            records.append(jnp.array([square, other, jnp.sum(gradient**2)]))
-        return jnp.stack(records)
+            return x, jnp.array([square, other, jnp.sum(gradient**2)])
+
+        x = jax.random.normal(x_key, (examples, tokens, WIDTH))
+        return jax.lax.scan(deeper, x, jax.random.split(block_key, DEPTH))[1]
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), seeds))).mean(0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("examples", "tokens"), [(1, 1), (1, 6), (6, 1)])
+@pytest.mark.parametrize(
+    ("norm", "examples", "tokens"),
+    # Not tokens that mix without norm: scores grow, and the ratio of means is a rough one.
+    [*itertools.product(NORMS, (1, 6), [1]), ("pre", 1, 6), ("post", 1, 6)],
+)
 def test_stream_and_last_gradient_are_those_of_random_blocks(norm, examples, tokens):
     got = simulated(norm, examples, tokens)
     count, mixing = examples * tokens, examples == 1
@@ -53,12 +59,10 @@ def test_stream_and_last_gradient_are_those_of_random_blocks(norm, examples, tok
     gradient = layer_norm.last_gradient(
         DEPTH, width=WIDTH, hidden=WIDTH, norm=norm, count=count, mixing=mixing
     )
-    # Scores without norm are far apart: there the ratio of means is a rough one.
-    loose = 0.15 if norm is None and tokens > 1 else 0.05
-    np.testing.assert_allclose(got[:, 0], variance, rtol=loose)
+    np.testing.assert_allclose(got[:, 0], variance, rtol=0.05)
     if count > 1:
         np.testing.assert_allclose(got[:, 1] / variance, covariance / variance, atol=0.03)
-    np.testing.assert_allclose(np.sqrt(got[:, 2]), gradient, rtol=loose)
+    np.testing.assert_allclose(np.sqrt(got[:, 2]), gradient, rtol=0.05)
 
 
 def test_the_variance_of_a_pre_norm_stream_is_linear_and_without_norm_it_triples():

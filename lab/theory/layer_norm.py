@@ -16,8 +16,9 @@ about a token's mean score, and covariance c (v - c) between two tokens. As a ra
 
     P = o(v (v - c)),   S = o(c (v - c)),      o(x) = e^x / (e^x + n - 1),
 
-exact for one token, many tokens, and scores that are all alike or far apart. Examples do not mix:
-v' = v, c' = c. The stream is then, after each part,
+exact for one token, many tokens, and scores that are all alike or far apart; between (without norm,
+where the scores' variance is a few units and grows) v' is too large by up to a half. Examples do
+not mix: v' = v, c' = c. The stream is then, after each part,
 
     none   V + v', C + c'        pre   the same        post   1, (C + c') / (V + v')
 
@@ -68,7 +69,7 @@ def gelu_moments(x: Moments) -> Moments:
     By Gauss-Hermite quadrature in two dimensions.
 
     >>> [round(moment, 4) for moment in gelu_moments(Moments(1.0, 0.0))]
-    [0.4252, 0.0796]
+    [0.4252, 0.0795]
     """
     scale, cosine = math.sqrt(x.variance), min(x.covariance / x.variance, 1.0)
     u = scale * NODES[:, None]
@@ -84,7 +85,7 @@ def attention_moments(x: Moments, tokens: int) -> Moments:
     >>> attention_moments(Moments(1.0, 0.25), 1).variance
     1.0
     """
-    own = x.variance - x.covariance
+    own = max(x.variance - x.covariance, 0.0)  # Rounding may leave less than nothing.
 
     def overlap(covariance: float) -> float:
         return 1 / (1 + (tokens - 1) * math.exp(-covariance))
