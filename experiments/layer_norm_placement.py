@@ -36,7 +36,7 @@ import xarray as xr
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from lab.claims import claim
+from lab.claims import band, claim
 from lab.data import minibatch, sklearn_digits
 from lab.dynamics import descent
 from lab.experiment import main
@@ -426,19 +426,27 @@ def figure(data: xr.Dataset) -> Figure:
             axes.set_xticks(ticks, labels=[f"{d}" for d in ticks])
             axes.minorticks_off()
             axes.legend(fontsize="small", labelspacing=0.2, borderaxespad=0)
+        middle.set_yticks([5, 10, 20, 50], labels=["5", "10", "20", "50"])
         left.set(ylabel="norm of the last gradient")
         after, before = (float(np.exp(data.theory.sel(case=c)[-1])) for c in ("post", "pre"))
         left.set_ylim(before / 2, 30 * after)  # Without norm it leaves for 1e17.
         for placement, colour in (("post", OKABE_ITO[1]), ("pre", OKABE_ITO[0])):
             for warmup, style in zip(data.warmup.values, ("-", "--"), strict=True):
                 at = data.final.sel(placement=placement, warmup=warmup, layers=data.layers[-1])
-                label = f"{placement}, " + ("warm-up" if warmup else "none")
+                label = "warm-up" if warmup else "no warm-up"
+                mean, low, high = band(at.transpose("seed", "lr").values)
                 right.plot(
-                    data.lr, at.mean("seed"), style, color=colour, marker="o", ms=2, label=label
+                    *(data.lr, mean, style),
+                    color=colour,
+                    marker="o",
+                    ms=2,
+                    label=label if placement == "pre" else None,
                 )
+                right.fill_between(data.lr, low, high, color=colour, alpha=0.2, linewidth=0)
         theory_line(right, LEVEL)
         right.set(xscale="log", xlabel="learning rate (Adam)", ylabel="final training loss")
-        right.legend(fontsize="small", labelspacing=0.2, borderaxespad=0)
+        right.set_ylim(0, 3.6)
+        right.legend(loc="upper left", fontsize="small", labelspacing=0.2, borderaxespad=0)
     return result
 
 
