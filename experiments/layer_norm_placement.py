@@ -94,7 +94,7 @@ class Config:
 
 PRESETS = {
     "quick": Config(
-        draws=16, seeds=3, lrs=tuple(2.0**k for k in range(-8, -2)), steps=90, warmup=30
+        draws=16, seeds=3, lrs=tuple(2.0**k for k in range(-8, -2)), steps=90, warmup=30, every=30
     ),
     "paper": Config(),
 }

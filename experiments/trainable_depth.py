@@ -7,7 +7,11 @@ make tokens alike (`experiments/rank_collapse.py`), and the gradients that could
 the order of the residual, far below Adam's epsilon. Which of skip, norm and MLP restores training?
 
     python -m experiments.trainable_depth          # quick
-    python -m experiments.trainable_depth paper    # writes figures/
+    python -m experiments.trainable_depth paper    # two to five minutes, busy; writes figures/
+
+Expect single blocks to train, to shares below 1e-3. Six blocks of attention alone, with norm, or
+with MLPs stay at 1, their residual at 1e-16 (where float64 ends, not what is left) before training
+and after; with a skip, or all three, they get to 2e-3 in the mean.
 
 Source: Dong et al. 2021, arXiv 2103.03404, section 3 (skips matter, MLPs slow the collapse, norm
 plays no role; of outputs at init, here of training). Tolerances were set on seeds 100 and above.
