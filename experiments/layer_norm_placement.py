@@ -94,7 +94,15 @@ class Config:
 
 PRESETS = {
     "quick": Config(
-        draws=16, seeds=3, lrs=tuple(2.0**k for k in range(-8, -2)), steps=90, warmup=30, every=30
+        depth=32,
+        draws=16,
+        seeds=3,
+        layers=(1, 3),
+        lrs=tuple(2.0**k for k in range(-7, -2)),
+        steps=60,
+        warmup=20,
+        every=20,
+        examples=128,
     ),
     "paper": Config(),
 }
