@@ -37,6 +37,13 @@ TOYS = {
         "--contexts 10 20 --seeds 3 --steps 40 --every 20 --softmax-steps 20 --batch 16 "
         "--held-out 64 --path-steps 40 --inits 3 --init-steps 100"
     ),
+    "layer_norm_placement": (
+        "--depth 16 --width 8 --count 2 --draws 3 --seeds 3 --layers 1 2 --train-width 8 "
+        "--lrs 0.001 0.1 10 --warmup 20 --steps 40 --every 20 --batch 8 --examples 20"
+    ),
+    "trainable_depth": (
+        "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20"
+    ),
     "rank_collapse": "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
     "edge_of_stability": (
         "--lrs 0.05 1.0 --seeds 3 --steps 40 --every 20 --inspect-every 20 "
@@ -198,6 +205,13 @@ def test_the_listing_names_each_experiment_and_its_last_verdicts():
             "contexts: (10,); 10 and 20 should be among them",
         ),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
+        ("layer_norm_placement --depth 9", "depth: 9; give 16 blocks or more"),
+        (
+            "layer_norm_placement --lrs 0.1 0.01 1",
+            "lrs: (0.1, 0.01, 1.0); give three or more, ascending",
+        ),
+        ("trainable_depth --layers 4", "layers: (4,); give two depths or more, ascending"),
+        ("trainable_depth --tokens 1", "tokens: 1; give two or more"),
         ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
         ("throughput --forms pmap", "forms: 'pmap' is not one of eager, func, loop, scan, vmap"),
         ("throughput --turns 0", "turns: 0 is not a positive int"),
