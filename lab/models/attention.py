@@ -249,7 +249,7 @@ class Taps:
 
 
 class Blocks(nn.Module):
-    """Blocks of `attention_blocks`; a network with more to it calls `through`.
+    """Blocks of `attention_blocks`, which a network with more around them extends.
 
     With `reach`, the longest sequence, scores have a learned relative bias; `flat` names the MLP's
     layers hidden_i and out_i rather than mlp_i/hidden and mlp_i/out.
@@ -267,10 +267,6 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x_LxD: Array, tap: Taps) -> tuple[Array, ...]:
-        """The residual stream before and after each block."""
-        return self.through(x_LxD, tap)
-
-    def through(self, x_LxD: Array, tap: Taps) -> tuple[Array, ...]:
         """The residual stream before and after each block."""
         xs = [tap("x_0", x_LxD)]
         for i in range(1, self.layers + 1):

@@ -130,7 +130,7 @@ class _Network(Blocks):
         if self.length is not None:
             position_LxD = self.param("positions", drawn, (self.length, self.width), float)
             x_LxD += jnp.broadcast_to(position_LxD[: tokens_L.shape[-1]], x_LxD.shape)
-        x_LxD = self.through(x_LxD, tap)[-1]
+        x_LxD = super().__call__(x_LxD, tap)[-1]
         if self.norm == "pre":
             x_LxD = nn.LayerNorm(param_dtype=float, name="norm")(x_LxD)
         return nn.Dense(self.vocabulary, param_dtype=float, name="logits")(x_LxD)
