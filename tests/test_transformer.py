@@ -192,7 +192,9 @@ def test_a_clamp_may_be_traced_and_be_an_axis_of_a_sweep():
     assert (moves.sel(clamped=True) == 0).all() and (moves.sel(clamped=False) > 0).all()
 
 
-@pytest.mark.parametrize(("skip", "norm"), itertools.product((True, False), ("pre", "post", None)))
+@pytest.mark.parametrize(
+    ("skip", "norm"), [*itertools.product((True, False), ("pre", "post", None))]
+)
 def test_blocks_are_those_of_attention_blocks(skip, norm):
     """Between embedding and logits, with the MLP's layers under other names."""
     options = {"layers": 2, "heads": 2, "hidden": 5, "skip": skip, "norm": norm, "causal": True}
