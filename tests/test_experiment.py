@@ -34,6 +34,7 @@ TOYS = {
         "--contexts 10 20 --seeds 3 --steps 40 --every 20 --softmax-steps 20 --batch 16 "
         "--held-out 64 --path-steps 40 --inits 3 --init-steps 100"
     ),
+    "induction_heads": "--seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
     "rank_collapse": "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
     "edge_of_stability": (
         "--lrs 0.05 1.0 --seeds 3 --steps 40 --every 20 --inspect-every 20 "
@@ -162,6 +163,10 @@ def test_the_listing_names_each_experiment_and_its_last_verdicts():
         (
             "in_context_regression --contexts 10",
             "contexts: (10,); 10 and 20 should be among them",
+        ),
+        (
+            "induction_heads --vocabulary 16",
+            "vocabulary: 16 tokens; give 32 or more, twice the greatest period",
         ),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
         ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
