@@ -7,7 +7,7 @@ The loss is of tokens that follow a repeat: there the period is known and the Ba
 nothing (`lab.theory.sequences`); a uniform guess pays ln 32 = 3.47.
 
     python -m experiments.induction_heads          # quick: 2 minutes, shared
-    python -m experiments.induction_heads paper    # 4 minutes, shared; writes figures/
+    python -m experiments.induction_heads paper    # 3 minutes, shared; writes figures/
 
 Expect 0.12 nats with two layers and 2.9 with one, three quarters of the fall within 80 steps, and
 prefix matching at 0.93. The previous-token head does not form first: it is half up some 40 steps
