@@ -247,9 +247,9 @@ def figure(data: xr.Dataset) -> Figure:
         for name in ("uniform", "unigram", "bigram"):
             theory_line(left, float(data[name]))
             left.text(
-                data.step[-1], float(data[name]), name, ha="right", va="bottom", fontsize="small"
+                data.step[-1], float(data[name]), name, ha="right", va="top", fontsize="small"
             )
-        left.set(xlabel="step", ylabel="loss (nats)", ylim=(0.88, 1.3))
+        left.set(xlabel="step", ylabel="loss (nats)", ylim=(0.86, 1.3))
         left.legend(loc="upper right", fontsize="small")
         two = data.sel(layers=2)
         for name, label, colour in (
