@@ -44,6 +44,8 @@ TOYS = {
     "trainable_depth": (
         "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20"
     ),
+    "induction_heads": "--seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
+    "markov_chains": "--length 8 --seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
     "rank_collapse": "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
     "edge_of_stability": (
         "--lrs 0.05 1.0 --seeds 3 --steps 40 --every 20 --inspect-every 20 "
@@ -203,6 +205,14 @@ def test_the_listing_names_each_experiment_and_its_last_verdicts():
         (
             "in_context_regression --contexts 10",
             "contexts: (10,); 10 and 20 should be among them",
+        ),
+        (
+            "induction_heads --vocabulary 16",
+            "vocabulary: 16 tokens; give 32 or more, twice the greatest period",
+        ),
+        (
+            "markov_chains --states 1",
+            "states: 1; give 2 or more, or there is nothing to foretell",
         ),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
         ("layer_norm_placement --depth 9", "depth: 9; give 16 blocks or more"),

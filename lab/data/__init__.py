@@ -1,22 +1,34 @@
-"""Data: real digits, held by installed packages and never downloaded."""
+"""Data: real digits, held by installed packages and never downloaded, and drawn sequences."""
 
 from lab.data.augmentations import Augmentation, augmented, two_views, views
 from lab.data.batches import minibatch
 from lab.data.digits import Digits, Split, mnist, mnist1d, sklearn_digits
 from lab.data.selection import Selection, token_selection
-from lab.data.sequences import Regressions, in_context_regression, pixel_sequences
+from lab.data.sequences import (
+    Chains,
+    Regressions,
+    Repeats,
+    in_context_regression,
+    markov_chains,
+    periodic_repeats,
+    pixel_sequences,
+)
 
 __all__ = [
     "Augmentation",
+    "Chains",
     "Digits",
     "Regressions",
+    "Repeats",
     "Selection",
     "Split",
     "augmented",
     "in_context_regression",
+    "markov_chains",
     "minibatch",
     "mnist",
     "mnist1d",
+    "periodic_repeats",
     "pixel_sequences",
     "sklearn_digits",
     "token_selection",

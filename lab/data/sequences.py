@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lab.types import BadInput
 
@@ -75,9 +75,7 @@ def in_context_regression(
     >>> tasks.context.shape, tasks.query.shape, tasks.target.shape
     ((4, 9, 3), (4, 1, 3), (4,))
     """
-    for name, count in (("tasks", tasks), ("context", context)):
-        if count < 1:
-            raise BadInput(f"{name}: {count}; give at least 1")
+    _positive(tasks=tasks, context=context)
     d = len(eigenvalues)
     task_key, other_key, x_key = jax.random.split(key, 3)
     w = jax.random.normal(task_key, (tasks, 1, d), float)
@@ -91,3 +89,116 @@ def in_context_regression(
         jnp.concatenate([asked, jnp.zeros_like(y[:, :1])], -1),
         jnp.sum(asked * w, (1, 2)),
     )
+
+
+class Repeats(NamedTuple):
+    """Sequences that repeat themselves.
+
+    Attributes:
+        tokens: each sequence.
+        period: after how many tokens it repeats.
+    """
+
+    tokens: Int[Array, "n length"]
+    period: Int[Array, " n"]
+
+    @property
+    def repeated(self) -> Bool[Array, "n length"]:
+        """Whether a token is that of a period before: what can be predicted."""
+        return jnp.arange(self.tokens.shape[1])[None] >= self.period[:, None]
+
+
+def periodic_repeats(
+    key: Key[Array, ""],
+    *,
+    sequences: int,
+    length: int,
+    vocabulary: int,
+    periods: tuple[int, int],
+) -> Repeats:
+    """Sequences `x_i = x_i-p`, whose period p is drawn for each, of p distinct random tokens.
+
+    Args:
+        key: of everything drawn.
+        sequences: n, how many.
+        length: tokens of each.
+        vocabulary: tokens are 0 ... vocabulary - 1, all alike.
+        periods: the least and the greatest period; each between is as likely.
+
+    Raises:
+        BadInput: no sequence or no token, periods that do not ascend from 1, or a greatest one
+            above the vocabulary.
+
+    >>> drawn = periodic_repeats(
+    ...     jax.random.key(1), sequences=1, length=8, vocabulary=9, periods=(3, 3)
+    ... )
+    >>> drawn.tokens.shape, bool((drawn.tokens[:, 3:] == drawn.tokens[:, :-3]).all())
+    ((1, 8), True)
+    """
+    _positive(sequences=sequences, length=length)
+    least, greatest = periods
+    if not 1 <= least <= greatest <= vocabulary:
+        raise BadInput(f"periods: {periods}; they should ascend from 1 to {vocabulary} at most")
+    token_key, period_key = jax.random.split(key)
+    order = jnp.argsort(jax.random.uniform(token_key, (sequences, vocabulary)), -1)
+    period = jax.random.randint(period_key, (sequences,), least, greatest + 1)
+    within = jnp.arange(length)[None] % period[:, None]
+    return Repeats(jnp.take_along_axis(order.astype(jnp.int32), within, -1), period)
+
+
+class Chains(NamedTuple):
+    """Sequences of Markov chains, each of a chain of its own.
+
+    Attributes:
+        tokens: each sequence.
+        transitions: of its chain; row a holds the probabilities of what follows a.
+    """
+
+    tokens: Int[Array, "n length"]
+    transitions: Float[Array, "n states states"]
+
+
+def markov_chains(key: Key[Array, ""], *, sequences: int, length: int, states: int) -> Chains:
+    """Sequences of Markov chains drawn anew: rows of transitions uniform on the simplex.
+
+    So each row is Dirichlet(1, ..., 1), and the first token is uniform, which tells nothing of the
+    chain (Edelman et al. draw it from the stationary distribution). The exact Bayes predictor is
+    `lab.theory.sequences.bigram_prediction`. Source: Edelman et al. 2024, arXiv 2402.11004,
+    section 2.
+
+    Args:
+        key: of everything drawn.
+        sequences: n, how many.
+        length: tokens of each.
+        states: tokens are 0 ... states - 1.
+
+    Raises:
+        BadInput: no sequence, no token, or no state.
+
+    >>> drawn = markov_chains(jax.random.key(0), sequences=4, length=10, states=3)
+    >>> drawn.tokens.shape, drawn.transitions.shape
+    ((4, 10), (4, 3, 3))
+    """
+    _positive(sequences=sequences, length=length, states=states)
+    row_key, first_key, step_key = jax.random.split(key, 3)
+    weights = jax.random.exponential(row_key, (sequences, states, states), float)
+    transitions = weights / weights.sum(-1, keepdims=True)
+    first = jax.random.randint(first_key, (sequences,), 0, states)
+    u = jax.random.uniform(step_key, (length - 1, sequences), float)
+
+    def follow(now: Array, u: Array) -> tuple[Array, Array]:
+        row = jnp.take_along_axis(transitions, now[:, None, None], 1)[:, 0]
+        passed = (
+            jnp.cumsum(row, -1)[:, :-1] <= u[:, None]
+        )  # at most the last state, however rounded
+        following = jnp.sum(passed, -1, dtype=jnp.int32)
+        return following, following
+
+    rest = jax.lax.scan(follow, first, u)[1].T
+    return Chains(jnp.concatenate([first[:, None], rest], 1), transitions)
+
+
+def _positive(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise BadInput(f"{name}: {count}; give at least 1")

@@ -2,9 +2,23 @@
 
 Shapes are in the names: L positions, S positions that are looked at, D width, H heads, K width of a
 head, F width of the MLP. Leading axes of examples are free.
+
+Activations have names, under which each can be recorded, and clamped or masked by a function of it:
+
+    attention_i/q /k /v    [*n, L, H, K]   queries, keys, values
+    attention_i/scores     [*n, H, L, L]   before mask and kernel; -inf masks
+    attention_i/weights    [*n, H, L, L]   how much each position takes from each
+    attention_i/heads      [*n, L, H, K]   what each head has mixed
+    attention_i            [*n, L, D]      the attention's output, before skip and norm
+    mlp_i/hidden           [*n, L, F]      the MLP's activations, after the nonlinearity
+    mlp_i                  [*n, L, D]      its output, before skip and norm
+    x_i                    [*n, L, D]      the residual stream after block i; x_0 what goes in
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +26,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from lab.types import BadInput, Model, Params
+
+Edits: TypeAlias = Mapping[str, Callable[[Array], Array]]
+"""{name of an activation: function of it}; what it returns takes the activation's place."""
 
 _KERNELS = ("softmax", "linear", "uniform")
 
@@ -148,38 +165,57 @@ def attention_blocks(
         causal: of `attention_weights`.
 
     Returns:
-        Model: `apply(params, x, activations=False)` for x [*n, L, D] gives [*n, L, D]; with
-        activations the tuple of x and of each block's output, of length layers + 1, whose last is
-        that. Params are float32, or float64 when jax has x64 enabled.
+        Model: `apply(params, x, activations=False, edit=None, record=False)` for x [*n, L, D]
+        gives [*n, L, D]; with activations the tuple of x and of each block's output, of length
+        layers + 1, whose last is that. `edit` is {name: function of that activation}, and may hold
+        tracers; with record the result is a pair with all activations, {name: array}, as edited.
+        Params are float32, or float64 when jax has x64 enabled.
 
     Raises:
         BadInput: heads that do not divide the width, no layer, a norm of another name; in `apply`,
-            tokens of another width.
+            tokens of another width, an edit of what there is not or that changes a shape.
 
     >>> model = attention_blocks(8, layers=3, heads=2, hidden=16, norm="pre")
     >>> params = model.init(jax.random.key(0))
     >>> [x.shape for x in model.apply(params, jnp.ones((5, 8)), activations=True)]
     [(5, 8), (5, 8), (5, 8), (5, 8)]
+    >>> lesion = {"attention_2/heads": lambda heads: heads.at[..., 1, :].set(0)}
+    >>> y, seen = model.apply(params, jnp.ones((5, 8)), edit=lesion, record=True)
+    >>> seen["attention_2/weights"].shape
+    (2, 5, 5)
     """
+    check_blocks(width, layers, heads, norm)
+    network = Blocks(layers, heads, hidden, skip, norm, kernel, causal)
+
+    def init(key: Key[Array, ""]) -> Params:
+        return network.init(key, jnp.zeros((1, width)), Taps())["params"]
+
+    def apply(
+        params: Params,
+        x: Float[Array, "*n l _"],
+        *,
+        activations: bool = False,
+        edit: Edits | None = None,
+        record: bool = False,
+    ) -> Array | tuple[Array, ...] | tuple[Array | tuple[Array, ...], dict[str, Array]]:
+        _check_width(x, width)
+        taps = Taps(edit)
+        xs = network.apply({"params": params}, x, taps)
+        taps.check()
+        y = xs if activations else xs[-1]
+        return (y, taps.seen) if record else y
+
+    return Model(init, apply)
+
+
+def check_blocks(width: int, layers: int, heads: int, norm: str | None) -> None:
+    """Raise BadInput unless such blocks can be built."""
     if width % heads:
         raise BadInput(f"heads: {heads} do not divide the width {width}")
     if layers < 1:
         raise BadInput(f"layers: {layers}; give at least 1")
     if norm not in ("pre", "post", None):
         raise BadInput(f"norm: {norm!r} is not one of pre, post, None")
-    network = _Blocks(layers, heads, hidden, skip, norm, kernel, causal)
-
-    def init(key: Key[Array, ""]) -> Params:
-        return network.init(key, jnp.zeros((1, width)))["params"]
-
-    def apply(
-        params: Params, x: Float[Array, "*n l _"], *, activations: bool = False
-    ) -> Array | tuple[Array, ...]:
-        _check_width(x, width)
-        xs = network.apply({"params": params}, x)
-        return xs if activations else xs[-1]
-
-    return Model(init, apply)
 
 
 def _check_width(x: Array, width: int, name: str = "x") -> None:
@@ -187,7 +223,38 @@ def _check_width(x: Array, width: int, name: str = "x") -> None:
         raise BadInput(f"{name}: shape {x.shape} should end in {width}, the width")
 
 
-class _Blocks(nn.Module):
+class Taps:
+    """Where activations of one call are edited and kept: `tap(name, activation) -> activation`."""
+
+    def __init__(self, edits: Edits | None = None) -> None:
+        self.edits = edits or {}
+        self.seen: dict[str, Array] = {}
+
+    def __call__(self, name: str, activation: Array) -> Array:
+        """The activation as edited, which is kept under its name."""
+        if name in self.edits:
+            edited = self.edits[name](activation)
+            if edited.shape != activation.shape:
+                was = activation.shape
+                raise BadInput(f"edit: {name!r} became {edited.shape}; it should stay {was}")
+            activation = edited
+        self.seen[name] = activation
+        return activation
+
+    def check(self) -> None:
+        """Raise BadInput when an edit was of an activation that there is not."""
+        for name in self.edits:
+            if name not in self.seen:
+                raise BadInput(f"edit: {name!r} is not one of {', '.join(self.seen)}")
+
+
+class Blocks(nn.Module):
+    """Blocks of `attention_blocks`, which a network with more around them extends.
+
+    With `reach`, the longest sequence, scores have a learned relative bias; `flat` names the MLP's
+    layers hidden_i and out_i rather than mlp_i/hidden and mlp_i/out.
+    """
+
     layers: int
     heads: int
     hidden: int | None
@@ -195,22 +262,30 @@ class _Blocks(nn.Module):
     norm: str | None
     kernel: str
     causal: bool
+    reach: int | None = None
+    flat: bool = False
 
     @nn.compact
-    def __call__(self, x_LxD: Array) -> tuple[Array, ...]:
-        xs = [x_LxD]
+    def __call__(self, x_LxD: Array, tap: Taps) -> tuple[Array, ...]:
+        """The residual stream before and after each block."""
+        xs = [tap("x_0", x_LxD)]
         for i in range(1, self.layers + 1):
-            attention = _Attention(self.heads, self.kernel, self.causal, name=f"attention_{i}")
-            x_LxD = self._part(attention, xs[-1], f"norm_{i}a")
+            name = f"attention_{i}"
+            attention = _Attention(self.heads, self.kernel, self.causal, self.reach, name=name)
+            x_LxD = self._part(name, attention, xs[-1], f"norm_{i}a", tap)
             if self.hidden is not None:
-                mlp = _MLP(self.hidden, name=f"mlp_{i}")
-                x_LxD = self._part(mlp, x_LxD, f"norm_{i}b")
-            xs.append(x_LxD)
+                mlp = partial(_mlp, self.hidden, f"hidden_{i}", f"out_{i}")
+                part = mlp if self.flat else _MLP(self.hidden, name=f"mlp_{i}")
+                x_LxD = self._part(f"mlp_{i}", part, x_LxD, f"norm_{i}b", tap)
+            xs.append(tap(f"x_{i}", x_LxD))
         return tuple(xs)
 
-    def _part(self, part: nn.Module, x_LxD: Array, name: str) -> Array:
-        norm = nn.LayerNorm(param_dtype=float, name=name) if self.norm else None
-        y_LxD = part(norm(x_LxD) if norm and self.norm == "pre" else x_LxD)
+    def _part(
+        self, name: str, part: Callable[..., Array], x_LxD: Array, norm_name: str, tap: Taps
+    ) -> Array:
+        norm = nn.LayerNorm(param_dtype=float, name=norm_name) if self.norm else None
+        y_LxD = part(norm(x_LxD) if norm and self.norm == "pre" else x_LxD, name, tap)
+        y_LxD = tap(name, y_LxD)
         if self.skip:
             y_LxD = x_LxD + y_LxD
         return norm(y_LxD) if norm and self.norm == "post" else y_LxD
@@ -220,26 +295,51 @@ class _Attention(nn.Module):
     heads: int
     kernel: str
     causal: bool
+    reach: int | None
 
     @nn.compact
-    def __call__(self, x_LxD: Array) -> Array:
+    def __call__(self, x_LxD: Array, of: str, tap: Taps) -> Array:
         width = x_LxD.shape[-1]
         shape = (self.heads, width // self.heads)
         q_LxHxK, k_SxHxK, v_SxHxK = (
-            nn.DenseGeneral(shape, use_bias=False, param_dtype=float, name=name)(x_LxD)
+            tap(
+                f"{of}/{name}",
+                nn.DenseGeneral(shape, use_bias=False, param_dtype=float, name=name)(x_LxD),
+            )
             for name in "qkv"
         )
         scores_HxLxS = jnp.einsum("...lhk,...shk->...hls", q_LxHxK, k_SxHxK) / math.sqrt(shape[1])
+        if self.reach is not None:
+            scores_HxLxS += self._bias(scores_HxLxS)
+        scores_HxLxS = tap(f"{of}/scores", scores_HxLxS)
         weights_HxLxS = attention_weights(scores_HxLxS, kernel=self.kernel, causal=self.causal)
+        weights_HxLxS = tap(f"{of}/weights", weights_HxLxS)
         mixed_LxHxK = jnp.einsum("...hls,...shk->...lhk", weights_HxLxS, v_SxHxK)
+        mixed_LxHxK = tap(f"{of}/heads", mixed_LxHxK)
         out = nn.DenseGeneral(width, (-2, -1), use_bias=False, param_dtype=float, name="o")
         return out(mixed_LxHxK)
+
+    def _bias(self, scores_HxLxS: Array) -> Array:
+        """A learned bias for each head and distance i - j, counted modulo the number of them."""
+        assert self.reach is not None
+        distances = self.reach if self.causal else 2 * self.reach - 1
+        shape = (self.heads, distances)
+        bias_HxR = self.param("relative", nn.initializers.zeros, shape, float)
+        i = jnp.arange(scores_HxLxS.shape[-1])
+        bias_HxLxS = bias_HxR[:, (i[:, None] - i[None]) % distances]
+        return jnp.broadcast_to(bias_HxLxS, scores_HxLxS.shape)
 
 
 class _MLP(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, x_LxD: Array) -> Array:
-        h_LxF = nn.gelu(nn.Dense(self.hidden, param_dtype=float, name="hidden")(x_LxD))
-        return nn.Dense(x_LxD.shape[-1], param_dtype=float, name="out")(h_LxF)
+    def __call__(self, x_LxD: Array, of: str, tap: Taps) -> Array:
+        return _mlp(self.hidden, "hidden", "out", x_LxD, of, tap)
+
+
+def _mlp(hidden: int, first: str, second: str, x_LxD: Array, of: str, tap: Taps) -> Array:
+    """An MLP in the module that calls it, its layers named `first` and `second`."""
+    h_LxF = nn.gelu(nn.Dense(hidden, param_dtype=float, name=first)(x_LxD))
+    h_LxF = tap(f"{of}/hidden", h_LxF)
+    return nn.Dense(x_LxD.shape[-1], param_dtype=float, name=second)(h_LxF)

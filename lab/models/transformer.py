@@ -1,13 +1,16 @@
-"""A causal transformer over tokens.
+"""A transformer over tokens: embedding, positions, the blocks of `lab.models.attention`, logits.
 
-Shapes are in the names: B examples, L positions, D width, H heads, K width of a head, V tokens.
+Shapes are in the names: L positions, D width, V tokens. Leading axes of examples are free.
 """
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
+from lab.models.attention import Blocks, Edits, Taps, check_blocks
 from lab.types import BadInput, Model, Params
+
+_POSITIONS = ("absolute", "relative", None)
 
 
 def transformer(
@@ -18,83 +21,116 @@ def transformer(
     heads: int = 4,
     layers: int = 1,
     hidden: int | None = None,
+    norm: str | None = "pre",
+    skip: bool = True,
+    causal: bool = True,
+    kernel: str = "softmax",
+    positions: str | None = "absolute",
+    scale: float = 0.02,
 ) -> Model:
-    """A causal transformer: pre-norm blocks of self-attention and an MLP (GELU), learned positions.
+    """A transformer: embedded tokens through `attention_blocks`, and logits of each position.
 
-    Source: Vaswani et al. 2017, arXiv 1706.03762, section 3; norms before each part as in Xiong et
-    al. 2020, arXiv 2002.04745, figure 1b.
+    Positions enter as learned vectors that are added to the tokens, as a learned bias of each head
+    on its scores for each distance i - j, zero at init (relative), or not at all. With norm "pre"
+    the last stream is normed before the logits. Sources: Vaswani et al. 2017, arXiv 1706.03762,
+    section 3; norms as in Xiong et al. 2020, arXiv 2002.04745, figure 1; relative bias as in
+    Raffel et al. 2020, arXiv 1910.10683, section 2.1, with a bucket for each distance.
 
     Args:
         vocabulary: number of tokens V.
         length: longest sequence.
         width: D, a multiple of `heads`.
         heads: of each attention.
-        layers: blocks.
-        hidden: width of the MLP; 4 D unless given.
+        layers: blocks, at least 1.
+        hidden: width of the MLP; 4 D unless given, 0 for none (attention only).
+        norm: "pre", "post" or None.
+        skip: whether each part is added to what it was given.
+        causal: whether a position sees itself and those before it alone.
+        kernel: "softmax", "linear" or "uniform", as in `attention_weights`.
+        positions: "absolute", "relative" or None.
+        scale: standard deviation at init of embeddings and absolute positions; without norms,
+            1 / sqrt(D) or so is better than this default.
 
     Returns:
-        Model: `apply(params, tokens)` for tokens [n, l <= length] gives logits [n, l, V] of the
-        token that follows each position, from that position and those before it alone.
+        Model: `apply(params, tokens, edit=None, record=False)` for tokens [*n, l <= length] gives
+        logits [*n, l, V]. `edit` is {name: function of that activation} (names as in
+        `lab.models.attention`), and may hold tracers, such as a clamp that is an axis of a sweep;
+        with record the result is a pair with all activations, {name: array}, as edited. Params are
+        float32, or float64 when jax has x64 enabled.
 
     Raises:
-        BadInput: heads that do not divide the width; in `apply`, a sequence that is too long.
+        BadInput: heads that do not divide the width, no layer, a norm or positions of another
+            name; in `apply`, a sequence that is too long, an edit of what there is not or that
+            changes a shape.
 
     >>> import jax
     >>> model = transformer(17, 32)
     >>> params = model.init(jax.random.key(0))
     >>> model.apply(params, jnp.zeros((5, 32), int)).shape
     (5, 32, 17)
+    >>> first = {"attention_1/weights": lambda a: jnp.zeros_like(a).at[..., 0].set(1)}  # a clamp
+    >>> logits, seen = model.apply(params, jnp.zeros((5, 32), int), edit=first, record=True)
+    >>> seen["attention_1/weights"].shape, seen["x_1"].shape
+    ((5, 4, 32, 32), (5, 32, 32))
     """
-    if width % heads:
-        raise BadInput(f"heads: {heads} do not divide the width {width}")
-    network = _Network(vocabulary, length, width, heads, layers, hidden or 4 * width)
+    check_blocks(width, layers, heads, norm)
+    if positions not in _POSITIONS:
+        raise BadInput(f"positions: {positions!r} is not one of absolute, relative, None")
+    network = _Network(
+        layers=layers,
+        heads=heads,
+        hidden=(4 * width if hidden is None else hidden) or None,
+        skip=skip,
+        norm=norm,
+        kernel=kernel,
+        causal=causal,
+        reach=length if positions == "relative" else None,
+        flat=True,
+        vocabulary=vocabulary,
+        width=width,
+        length=length if positions == "absolute" else None,
+        scale=scale,
+    )
 
     def init(key: Key[Array, ""]) -> Params:
-        return network.init(key, jnp.zeros((1, length), jnp.int32))["params"]
+        return network.init(key, jnp.zeros((1, length), jnp.int32), Taps())["params"]
 
-    def apply(params: Params, tokens: Int[Array, "n l"]) -> Float[Array, "n l v"]:
-        if tokens.shape[1] > length:
-            raise BadInput(f"tokens: {tokens.shape[1]} positions; the model has {length}")
-        return network.apply({"params": params}, tokens)
+    def apply(
+        params: Params,
+        tokens: Int[Array, "*n l"],
+        *,
+        edit: Edits | None = None,
+        record: bool = False,
+    ) -> Float[Array, "*n l v"] | tuple[Float[Array, "*n l v"], dict[str, Array]]:
+        if tokens.shape[-1] > length:
+            raise BadInput(f"tokens: {tokens.shape[-1]} positions; the model has {length}")
+        taps = Taps(edit)
+        logits = network.apply({"params": params}, tokens, taps)
+        taps.check()
+        return (logits, taps.seen) if record else logits
 
     return Model(init, apply)
 
 
-class _Network(nn.Module):
-    vocabulary: int
-    length: int
-    width: int
-    heads: int
-    layers: int
-    hidden: int
+class _Network(Blocks):
+    """Blocks between tokens and logits; with `length`, that many absolute positions."""
+
+    vocabulary: int = 0
+    width: int = 0
+    length: int | None = None
+    scale: float = 0.02
 
     @nn.compact
-    def __call__(self, tokens_BxL: Array) -> Array:
-        small = nn.initializers.normal(0.02)
-        embedding = nn.Embed(self.vocabulary, self.width, embedding_init=small, name="tokens")
-        position_LxD = self.param("positions", small, (self.length, self.width))
-        x_BxLxD = embedding(tokens_BxL) + position_LxD[None, : tokens_BxL.shape[1]]
-        for i in range(1, self.layers + 1):
-            y_BxLxD = nn.LayerNorm(name=f"norm_{i}a")(x_BxLxD)
-            x_BxLxD += _Attention(self.width, self.heads, name=f"attention_{i}")(y_BxLxD)
-            y_BxLxD = nn.LayerNorm(name=f"norm_{i}b")(x_BxLxD)
-            y_BxLxF = nn.gelu(nn.Dense(self.hidden, name=f"hidden_{i}")(y_BxLxD))
-            x_BxLxD += nn.Dense(self.width, name=f"out_{i}")(y_BxLxF)
-        return nn.Dense(self.vocabulary, name="logits")(nn.LayerNorm(name="norm")(x_BxLxD))
-
-
-class _Attention(nn.Module):
-    width: int
-    heads: int
-
-    @nn.compact
-    def __call__(self, x_BxLxD: Array) -> Array:
-        shape = (self.heads, self.width // self.heads)
-        q_BxLxHxK, k_BxLxHxK, v_BxLxHxK = (
-            nn.DenseGeneral(shape, use_bias=False, name=name)(x_BxLxD) for name in "qkv"
+    def __call__(self, tokens_L: Array, tap: Taps) -> Array:
+        drawn = nn.initializers.normal(self.scale)
+        embedding = nn.Embed(
+            self.vocabulary, self.width, embedding_init=drawn, param_dtype=float, name="tokens"
         )
-        scores_BxHxLxL = jnp.einsum("bqhk,bshk->bhqs", q_BxLxHxK, k_BxLxHxK) / shape[1] ** 0.5
-        seen_1x1xLxL = jnp.tril(jnp.ones((1, 1, *scores_BxHxLxL.shape[-2:]), bool))
-        weights_BxHxLxL = nn.softmax(jnp.where(seen_1x1xLxL, scores_BxHxLxL, -jnp.inf))
-        mixed_BxLxHxK = jnp.einsum("bhqs,bshk->bqhk", weights_BxHxLxL, v_BxLxHxK)
-        return nn.DenseGeneral(self.width, (-2, -1), use_bias=False, name="o")(mixed_BxLxHxK)
+        x_LxD = embedding(tokens_L)
+        if self.length is not None:
+            position_LxD = self.param("positions", drawn, (self.length, self.width), float)
+            x_LxD += jnp.broadcast_to(position_LxD[: tokens_L.shape[-1]], x_LxD.shape)
+        x_LxD = super().__call__(x_LxD, tap)[-1]
+        if self.norm == "pre":
+            x_LxD = nn.LayerNorm(param_dtype=float, name="norm")(x_LxD)
+        return nn.Dense(self.vocabulary, param_dtype=float, name="logits")(x_LxD)

@@ -33,8 +33,8 @@ class Problem(NamedTuple):
     Attributes:
         title: what is trained.
         training: training(seed, x, y) -> Dynamics; records "loss" each `EVERY` steps, that from
-            which the last step started (inf at first), and "sharpness" each `INSPECT_EVERY` where
-            it is measured.
+            which the last step started (the greatest float at first), and "sharpness" each
+            `INSPECT_EVERY` where it is measured.
         examples: {"x", "y"}: the training set.
         runs: seeds 0, 1, ...
         steps: of each run when timed; a multiple of `EVERY`, or of `INSPECT_EVERY` if inspected.

@@ -5,7 +5,6 @@ from JAX, so that every contender computes the same numbers. Each form takes one
 whichever it finds faster.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -33,7 +32,7 @@ def with_eager(problem: Problem) -> Run:
         made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[problem.optimizer]
         optimizer = made(list(leaves.values()), lr=problem.lr)
         records: dict[str, list[float]] = {name: [] for name in kept(problem)}
-        value = torch.tensor(math.inf)
+        value = torch.tensor(torch.finfo(torch.float32).max)
         for t in range(steps + 1):
             if problem.sharpness and t % INSPECT_EVERY == 0:
                 records["sharpness"].append(sharpness(problem, leaves, x, y))
@@ -82,7 +81,7 @@ def with_func(problem: Problem) -> Run:
 
         gradient = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, shared, shared))
         drawn = [batches(problem, i) for i in range(runs)]
-        losses, records = torch.full((runs,), math.inf), []
+        losses, records = torch.full((runs,), torch.finfo(torch.float32).max), []
         begun = time.perf_counter()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # vmap batches no other kind
             for t in range(steps + 1):
