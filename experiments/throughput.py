@@ -8,7 +8,7 @@ compared before anything is timed. Each has a process of its own, under the flag
 for it, and they take turns, so that a noisy machine hits all alike.
 
     python -m experiments.throughput          # quick: (a), (b), contenders in JAX; 2 minutes
-    python -m experiments.throughput paper    # (a) to (f); 40 minutes
+    python -m experiments.throughput paper    # (a) to (f); 90 minutes
 
 PyTorch comes with `pip install -e '.[peers]'`; absent, its claims are inconclusive.
 
