@@ -5,10 +5,12 @@ wherever a trajectory is cut, the same compiled step runs, so the bits are the s
 """
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -100,6 +102,38 @@ def program(process: Process, layout: Layout, *, every: int, observes: int) -> P
         by_run=NamedSharding(mesh, P("run")),
         everywhere=NamedSharding(mesh, P()),
     )
+
+
+def ahead(
+    programs: Program, process: Process, point: Any, shared: Any, *, pool: Executor, starts: bool
+) -> Program:
+    """The same programs, compiling from now on: a call waits for its own to be ready.
+
+    XLA compiles for the most part on one core, so the programs of a sweep compile side by side.
+
+    Args:
+        programs: as `program` returns them.
+        process: what they run.
+        point: the hyperparameters of a dispatch, or arrays like them.
+        shared: arrays that every run reads.
+        pool: threads to compile in.
+        starts: whether `start` will be called.
+    """
+
+    def soon(function: Any, *arguments: Any) -> Callable[..., Any]:
+        compiling = pool.submit(function.lower(*arguments).compile)
+        return lambda *given: compiling.result()(*given)
+
+    runs = len(jax.tree.leaves(point)[0])
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (runs, *leaf.shape), leaf.dtype, sharding=programs.by_run
+        ),
+        process.init.returns,
+    )
+    advance = soon(programs.advance, state, point, shared, *[np.int32(0)] * 5)
+    start = soon(programs.start, point, shared) if starts else programs.start
+    return programs._replace(start=start, advance=advance)
 
 
 def _over_runs(

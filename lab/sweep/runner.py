@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,9 +24,9 @@ import xarray as xr
 
 from lab.sweep import check, jobs
 from lab.sweep.axes import Axis, grid_values, parsed, parsed_static, run_keys
-from lab.sweep.layout import Layout, chosen, placed, requested
+from lab.sweep.layout import Layout, chosen, cores, placed, requested
 from lab.sweep.measure import measured
-from lab.sweep.program import program
+from lab.sweep.program import ahead, program
 from lab.sweep.progress import Advance, progress_line
 from lab.sweep.store import (
     Identity,
@@ -181,8 +182,7 @@ def sweep(
         )
         advance = stack.enter_context(line)
         if executor is None:
-            for part, process, book in zip(parts, processes, books, strict=True):
-                _run(part, process, book, keep, advance)
+            _run(parts, processes, books, keep, advance)
         else:
             _give_out(executor, parts, books, keep, advance)
         recorded = [
@@ -269,13 +269,28 @@ def _book(
 
 
 def _run(
-    part: Part, process: Process, book: Memory | Store, keep: str | None, advance: Advance
+    parts: Sequence[Part],
+    processes: Sequence[Process],
+    books: Sequence[Memory | Store],
+    keep: str | None,
+    advance: Advance,
 ) -> None:
-    """Take each dispatch that is not finished to its last step, in this process."""
-    segments = _segments(part, process, book, keep)
-    for dispatch, real in _unfinished(book, part.cadence, advance).items():
-        for steps, finished, t in segments(dispatch):
-            advance(steps * real, real * finished, t)
+    """Take each dispatch that is not finished to its last step, in this process.
+
+    While the first part runs, the programs of the others compile.
+    """
+    pool = ThreadPoolExecutor(cores())
+    try:
+        begun = []
+        for part, process, book in zip(parts, processes, books, strict=True):
+            if unfinished := _unfinished(book, part.cadence, advance):
+                begun.append((unfinished, _segments(part, process, book, keep, pool)))
+        for unfinished, segments in begun:
+            for dispatch, real in unfinished.items():
+                for steps, finished, t in segments(dispatch):
+                    advance(steps * real, real * finished, t)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _give_out(
@@ -323,12 +338,17 @@ def _worker(part: Part, path: Path, keep: str | None, claim: Path) -> Callable[[
 
 
 def _segments(
-    part: Part, process: Process, book: Memory | Store, keep: str | None
+    part: Part,
+    process: Process,
+    book: Memory | Store,
+    keep: str | None,
+    pool: Executor | None = None,
 ) -> Callable[[int], Iterator[tuple[int, bool, int]]]:
     """A function of a dispatch, which takes it from where it is to its last step.
 
     It goes a segment at a time, and after each, once recorded and saved, yields how many steps
-    that were, whether they were the last, and the step reached.
+    that were, whether they were the last, and the step reached. Its programs compile in the pool
+    from now on; without one, when they are first called.
     """
     cadence, layout = part.cadence, placed(book.layout, jax.device_count())
     assert layout.segment
@@ -337,10 +357,19 @@ def _segments(
     compiled = program(process, layout, every=cadence.every, observes=observes)
     shared = jax.device_put(dict(part.shared), compiled.everywhere)
 
+    def rows_of(dispatch: int) -> slice:
+        return slice(dispatch * layout.runs, (dispatch + 1) * layout.runs)
+
+    def point_of(dispatch: int) -> dict[str, jax.Array]:
+        values = {n: jnp.asarray(value[rows_of(dispatch)]) for n, value in book.points.items()}
+        return jax.device_put(values, compiled.by_run)
+
+    if pool is not None:
+        starts = any(book.reached(dispatch)[0] == 0 for dispatch in _real_runs(book))
+        compiled = ahead(compiled, process, point_of(0), shared, pool=pool, starts=starts)
+
     def segments(dispatch: int) -> Iterator[tuple[int, bool, int]]:
-        rows = slice(dispatch * layout.runs, (dispatch + 1) * layout.runs)
-        values = {name: jnp.asarray(value[rows]) for name, value in book.points.items()}
-        point = jax.device_put(values, compiled.by_run)
+        rows, point = rows_of(dispatch), point_of(dispatch)
         saved = book.load(dispatch)
         if saved is None:
             state, t, first = compiled.start(point, shared), 0, 0
