@@ -69,7 +69,7 @@ class Config:
     """What the engine is raced against."""
     turns: int = 5
     """Times that each contender is timed."""
-    widths: tuple[int, ...] = (1, 2, 4, 16, 32, 64)
+    widths: tuple[int, ...] = (1, 4, 16, 64)
     """Block widths that are timed to judge the engine's choice."""
     shrink: int = 1
     """Divides the number of runs, for a trial."""

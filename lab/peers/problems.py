@@ -143,17 +143,17 @@ def problems() -> dict[str, Problem]:
         ),
         "d": _problem(
             "convolutional net 14x14, minibatch 32",
-            conv_net(), images, 64, 100, conv_flops(32), "conv", "cross_entropy", "sgd", 0.05,
+            conv_net(), images, 64, 200, conv_flops(32), "conv", "cross_entropy", "sgd", 0.05,
             batch=32,
         ),
         "e": _problem(
             "one-layer transformer, 32 pixels, minibatch 16, Adam",
-            transformer(17, 32), pixels, 64, 60, transformer_flops(16), "transformer",
+            transformer(17, 32), pixels, 64, 120, transformer_flops(16), "transformer",
             "cross_entropy", "adam", 1e-3, batch=16,
         ),
         "f": _problem(
             "(a) with sharpness every 50 steps",
-            mlp((196, 64, 64, 10)), digits, 64, 150, narrow, "mlp", onehot, "sgd", 0.05,
+            mlp((196, 64, 64, 10)), digits, 32, 400, narrow, "mlp", onehot, "sgd", 0.05,
             sharpness=True,
         ),
     }  # fmt: skip
