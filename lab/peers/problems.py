@@ -148,12 +148,12 @@ def problems() -> dict[str, Problem]:
         ),
         "e": _problem(
             "one-layer transformer, 32 pixels, minibatch 16, Adam",
-            transformer(17, 32), pixels, 64, 120, transformer_flops(16), "transformer",
+            transformer(17, 32), pixels, 32, 120, transformer_flops(16), "transformer",
             "cross_entropy", "adam", 1e-3, batch=16,
         ),
         "f": _problem(
             "(a) with sharpness every 50 steps",
-            mlp((196, 64, 64, 10)), digits, 32, 400, narrow, "mlp", onehot, "sgd", 0.05,
+            mlp((196, 64, 64, 10)), digits, 32, 300, narrow, "mlp", onehot, "sgd", 0.05,
             sharpness=True,
         ),
     }  # fmt: skip
