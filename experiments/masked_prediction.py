@@ -13,8 +13,14 @@ followed from 0 to 1.
 A linear masked autoencoder on digits (7 x 7, each pixel of variance one, hidden with probability
 one half) goes to its closed form; where the target is another digit there is nothing to learn.
 
-    python -m experiments.masked_prediction          # quick
-    python -m experiments.masked_prediction paper    # writes figures/
+    python -m experiments.masked_prediction          # quick: 2 minutes, shared
+    python -m experiments.masked_prediction paper    # 4 minutes, shared; writes figures/
+
+Expect 0.02 nats above the posterior where the left alone leaves 0.21 and the marginal 0.43, and
+without attention the marginal to 0.001. Frequencies come within some tens of steps and neighbours
+hundreds later; the two sides rise close together, but seed by seed one may lead (when the first is
+half up the other is at 0.35 on average: not told apart from a quarter over 8 seeds). The
+autoencoder comes within 5e-12 of its closed form and explains a quarter of the variance.
 
 Sources: Devlin et al. 2019, arXiv 1810.04805, section 3.1 (masked tokens); He et al. 2022, arXiv
 2111.06377 (masked autoencoders; the linear one derived in `lab.theory.masked`). Rates, steps and
@@ -414,18 +420,22 @@ def figure(data: xr.Dataset) -> Figure:
         for attention, label, colour in ((1.0, "with attention", 0), (0.0, "without", 1)):
             values = data.excess.sel(attention=attention).transpose("seed", "step").values
             band_plot(left, data.step, values, colour=OKABE_ITO[colour], label=label)
-        for name, words in (("marginal", "marginal"), ("left", "left side, exact")):
+        for name, words, below in (
+            ("marginal", "marginal", 0.1),
+            ("left", "left side, exact", 0.0),
+        ):
             level = float(data[name].mean())
             theory_line(left, level)
-            left.text(data.step[-1], level, words, ha="right", va="bottom", fontsize="small")
-        left.set(xlabel="step", ylabel="above posterior (nats)", ylim=(0, None))
-        left.legend(loc="center right", fontsize="small", borderaxespad=0)
+            end = data.step[-1]
+            left.text(end, level - below, words, ha="right", va="top", fontsize="small")
+        left.set(xlabel="step", ylabel="nats above posterior", ylim=(0, 1.2))
+        left.legend(loc="upper right", fontsize="small", borderaxespad=0)
         shown = data.weight.sel(attention=1.0)
         for name, colour in zip(WEIGHTS, (3, 2, 4), strict=True):
             values = shown.sel(of=name).transpose("seed", "step").values
             band_plot(middle, data.step, values, colour=OKABE_ITO[colour], label=name)
         theory_line(middle, 1.0)
-        middle.set(xlabel="step", ylabel="weight in the logits", ylim=(-0.1, 1.3))
+        middle.set(xlabel="step", ylabel="weight in logits", ylim=(-0.1, 1.3))
         middle.legend(loc="lower right", fontsize="small", borderaxespad=0)
         for paired, label, colour in ((1.0, "same digit", 0), (0.0, "another", 1)):
             excess = (data.error / data.least - 1).sel(paired=paired)
@@ -433,7 +443,7 @@ def figure(data: xr.Dataset) -> Figure:
             band_plot(
                 right, data.pixel_step, values, colour=OKABE_ITO[colour], label=label, log=True
             )
-        right.set(yscale="log", xlabel="step", ylabel="error above closed form (relative)")
+        right.set(yscale="log", xlabel="step", ylabel="relative excess error")
         right.legend(title="target", loc="upper right", fontsize="small", title_fontsize="small")
     return result
 
