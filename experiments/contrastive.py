@@ -10,8 +10,12 @@ An encoder whose own output is trained gives up dimensions; one that is read bef
 keeps more of them (Jing et al. 2022), under usual views as under strong ones. A linear probe on 500
 labels, over training, stands beside raw pixels and the network at init, whose features are random.
 
-    python -m experiments.contrastive          # quick
-    python -m experiments.contrastive paper    # writes figures/
+    python -m experiments.contrastive          # quick: 2 minutes, shared
+    python -m experiments.contrastive paper    # 3 minutes, shared; writes figures/
+
+Expect the probe at 0.82 where raw pixels give 0.79 and random features 0.76, and an effective rank
+1.3 times as high behind a projector. Against the account of Jing et al., strong views
+cost fewer dimensions than usual ones here, and the projector gains less under them (1.13).
 
 Sources: Wang and Isola 2020, arXiv 2005.10242 (alignment, uniformity); Wang and Liu 2021, arXiv
 2012.09740, section 3 and figure 6 (temperature); Chen et al. 2020, arXiv 2002.05709 (NT-Xent,
@@ -351,12 +355,13 @@ def figure(data: xr.Dataset) -> Figure:
             values = at.probe.transpose("seed", "step_rare").values
             band_plot(middle, data.step_rare, values, colour=colour, label=f"{t:g}")
         begun = data.isel(step=0, temperature=0)
-        left.plot(begun.alignment, begun.uniformity, "x", ms=3, color="black", label="at init")
+        left.plot(begun.alignment, begun.uniformity, "x", ms=3, color="black")
+        left.text(0.98, 0.98, "× at init", transform=left.transAxes, ha="right", va="top")
         left.set(xlabel="distance of views", ylabel="uniformity (0: all alike)")
-        left.legend(loc="lower right", fontsize="small")
         theory_line(middle, data.attrs["raw"])
-        middle.text(0, data.attrs["raw"], " raw pixels", va="bottom", ha="left", fontsize="small")
-        middle.set(xlabel="step", ylabel="accuracy of linear probe")
+        last = data.step_rare[-1]
+        middle.text(last, data.attrs["raw"], "raw pixels", ha="right", va="top", fontsize="small")
+        middle.set(xlabel="step", ylabel="accuracy of linear probe", ylim=(0.68, 0.86))
         middle.legend(
             title="temperature",
             loc="lower right",
