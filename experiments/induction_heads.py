@@ -6,7 +6,7 @@ attention to the previous token. Attention only, one head a layer, no norms, lea
 The loss is of tokens that follow a repeat: there the period is known and the Bayes predictor pays
 nothing (`lab.theory.sequences`); a uniform guess pays ln 32 = 3.47.
 
-    python -m experiments.induction_heads          # quick: 2 minutes, shared
+    python -m experiments.induction_heads          # quick: 1 minute
     python -m experiments.induction_heads paper    # 3 minutes, shared; writes figures/
 
 Expect 0.12 nats with two layers and 2.9 with one, three quarters of the fall within 80 steps, and

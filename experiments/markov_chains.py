@@ -246,8 +246,13 @@ def figure(data: xr.Dataset) -> Figure:
             band_plot(left, data.step, loss, colour=OKABE_ITO[colour], label=name)
         for name in ("uniform", "unigram", "bigram"):
             theory_line(left, float(data[name]))
-            left.text(
-                data.step[-1], float(data[name]), name, ha="right", va="top", fontsize="small"
+            left.annotate(
+                *(name, (data.step[-1], float(data[name]))),
+                xytext=(0, -1.5),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize="small",
             )
         left.set(xlabel="step", ylabel="loss (nats)", ylim=(0.86, 1.3))
         left.legend(loc="upper right", fontsize="small")

@@ -26,7 +26,8 @@ TOYS = {
         "--sizes 1 2"
     ),
     "central_flow": (
-        "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 --directions 1 2"
+        "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 --directions 2 "
+        "--several-steps 40 --picture-steps 20"
     ),
     "token_selection": "--seeds 3 --steps 40 --every 20 --tokens 3 --dimension 12",
     "catapult": (
