@@ -12,8 +12,12 @@ spread of outputs of unit length: 1 evenly over the sphere, 0 at one point. Near
 effective rank, blind to scale, do not tell collapsed from alive (without stop-gradient alone they
 lose some), and batch norm on outputs hides it.
 
-    python -m experiments.collapse          # quick
-    python -m experiments.collapse paper    # writes figures/
+    python -m experiments.collapse          # quick: 80 s on two cores
+    python -m experiments.collapse paper    # 7 minutes, shared; writes figures/
+
+Expect the linear values to 1e-4, spreads of 0.93 to 0.97 against 0.13, nearest neighbours and
+effective rank of a collapsed network at 0.92 and 1.1 times SimSiam's; VICReg's outputs to deviate
+by 1.05, without variance term by 0.04, and to fill 24 dimensions, without covariance term 3.6.
 
 Sources: Tian, Chen and Ganguli 2021, arXiv 2102.06810 (linear theory, DirectPred); Chen and He
 2021, arXiv 2011.10566; Grill et al. 2020, arXiv 2006.07733 (BYOL); Bardes, Ponce and LeCun 2022,
