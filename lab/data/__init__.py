@@ -1,7 +1,7 @@
 """Data: real digits, held by installed packages and never downloaded, and drawn sequences."""
 
-from lab.data.augmentations import Augmentation, augmented, two_views, views
-from lab.data.batches import minibatch
+from lab.data.augmentations import Augmentation, augmented, several_views, two_views, views
+from lab.data.batches import minibatch, pairs
 from lab.data.digits import Digits, Split, mnist, mnist1d, sklearn_digits
 from lab.data.selection import Selection, token_selection
 from lab.data.sequences import (
@@ -28,8 +28,10 @@ __all__ = [
     "minibatch",
     "mnist",
     "mnist1d",
+    "pairs",
     "periodic_repeats",
     "pixel_sequences",
+    "several_views",
     "sklearn_digits",
     "token_selection",
     "two_views",

@@ -160,3 +160,21 @@ def views(
     return jax.vmap(lambda k, image: augmented(k, image, how, fill=background))(
         keys, images
     ).reshape(x.shape)
+
+
+def several_views(
+    key: Key[Array, ""],
+    x: Float[Array, "n d"],
+    how: Augmentation,
+    *,
+    count: int,
+    fill: Strength | Float[Array, " d"] = 0.0,
+) -> Float[Array, "n k d"]:
+    """`count` independent views of each, made once where fresh ones at each step cost too much.
+
+    >>> several_views(jax.random.key(0), jnp.ones((3, 16)), Augmentation(noise=1.0), count=5).shape
+    (3, 5, 16)
+    """
+    keys = jax.random.split(key, count)
+    made = jax.jit(lambda keys: jax.lax.map(lambda k: views(k, x, how, fill=fill), keys))(keys)
+    return jnp.moveaxis(made, 0, 1)
