@@ -415,7 +415,7 @@ def figure(data: xr.Dataset) -> Figure:
             axes.minorticks_off()
         left.set(ylabel="test accuracy", ylim=(0, 1))
         left.legend(loc="lower right", fontsize="small")
-        right.set(ylabel="accuracy of pretrained less ...")
+        right.set(ylabel="gain of pretraining over each")
     return result
 
 
