@@ -190,8 +190,8 @@ def run(config: Config, store: Path) -> xr.Dataset:
     bare = data.drop_vars(["temperature", "strength", "projector"])
     at = [points.index(point) for point in by_temperature]
     result = bare.isel(point=at).rename(point="temperature")
-    at = [[points.index(point) for point in row] for row in by_head]
-    heads = bare[["dimensions", "probe"]].isel(point=xr.DataArray(at, dims=("views", "head")))
+    grid = [[points.index(point) for point in row] for row in by_head]
+    heads = bare[["dimensions", "probe"]].isel(point=xr.DataArray(grid, dims=("views", "head")))
     result = result.assign_coords(temperature=[*config.temperatures]).assign(
         head_dimensions=heads.dimensions, head_probe=heads.probe
     )
@@ -370,13 +370,13 @@ def figure(data: xr.Dataset) -> Figure:
             title_fontsize="x-small",
         )
         for views, style in (("usual", "-"), ("strong", (0, (4, 2)))):
-            for head, label, colour in (("projector", "with", 0), ("none", "without", 1)):
+            for head, label, hue in (("projector", "with", 0), ("none", "without", 1)):
                 at = data.head_dimensions.sel(views=views, head=head)
                 band_plot(
                     right,
                     data.step_rare,
                     at.transpose("seed", "step_rare").values,
-                    colour=OKABE_ITO[colour],
+                    colour=OKABE_ITO[hue],
                     label=f"{views}, {label}",
                 )
                 right.lines[-1].set_linestyle(style)

@@ -46,6 +46,17 @@ TOYS = {
         "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20"
     ),
     "induction_heads": "--seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
+    "masked_prediction": (
+        "--seeds 3 --steps 40 --every 20 --length 6 --batch 4 --held 8 --pixel-steps 20 --digits 50"
+    ),
+    "contrastive": (
+        "--seeds 3 --steps 40 --every 20 --inspect-every 40 --temperatures 0.2 2 --batch 8 "
+        "--labels 20 --examples 50"
+    ),
+    "label_efficiency": (
+        "--seeds 3 --steps 40 --every 20 --supervised-steps 20 --labels 1 --temperatures 0.2 "
+        "--lrs 0.001 --examples 100 --tested 100 --batch 8 --penalties 0.1"
+    ),
     "markov_chains": "--length 8 --seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
     "collapse": (
         "--seeds 3 --steps 40 --every 20 --linear-steps 60 --dimension 2 --examples 100 --batch 8 "
@@ -228,6 +239,18 @@ def test_the_listing_names_each_experiment_and_its_last_verdicts():
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
         ("stepwise_barlow --outputs 9", "outputs: 9; give 2 to 7, one a gamma"),
         ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
+        (
+            "masked_prediction --states 1",
+            "states: 1; give 2 or more, or there is nothing to fill in",
+        ),
+        ("masked_prediction --pixel-steps 30", "pixel_steps: 30; give a multiple of 20"),
+        (
+            "contrastive --temperatures 0.5 0.1",
+            "temperatures: (0.5, 0.1); give them ascending, 0.2 and one above",
+        ),
+        ("label_efficiency --labels 5 1", "labels: (5, 1); give one number or more, ascending"),
+        ("label_efficiency --labels 400", "labels: (400,); give 1 to 300 a class"),
+        ("label_efficiency --tested 15", "tested: 15; give a multiple of 10"),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
         ("layer_norm_placement --depth 9", "depth: 9; give 16 blocks or more"),
         (
