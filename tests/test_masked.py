@@ -81,6 +81,27 @@ def test_the_expected_error_of_pixels_is_what_sampled_masks_give():
         assert float(found) == pytest.approx(np.mean(errors), rel=0.01)
 
 
+def test_the_best_map_to_another_target_is_the_least_of_its_error():
+    """Targets of the same variances, otherwise paired: the error sampled, its slope zero."""
+    with jax.enable_x64(True):
+        x, covariance = data()
+        rng = np.random.default_rng(2)
+        target = x[rng.permutation(len(x))]
+        between = target.T @ x / len(x)
+        best = masked_pixel_map(covariance, keep=0.7, between=between)
+        errors = []
+        for _ in range(400):
+            kept = rng.uniform(size=x.shape) < 0.7
+            errors.append(((target - (x * kept) @ best.T) ** 2).sum(1).mean())
+
+        def loss(W):
+            C, B = jnp.asarray(covariance), jnp.asarray(between)
+            return masked_pixel_loss(W, C, keep=0.7, between=B)
+
+        assert float(loss(jnp.asarray(best))) == pytest.approx(np.mean(errors), rel=0.01)
+        np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(best)), 0.0, atol=1e-9)
+
+
 def test_no_change_of_the_best_map_does_better():
     with jax.enable_x64(True):
         _, covariance = data()

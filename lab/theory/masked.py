@@ -81,9 +81,16 @@ def masked_posterior(
 
 
 def masked_pixel_loss(
-    weights: Float[Array, "d d"], covariance: Float[Array, "d d"], *, keep: float
+    weights: Float[Array, "d d"],
+    covariance: Float[Array, "d d"],
+    *,
+    keep: float,
+    between: Float[Array, "d d"] | None = None,
 ) -> Float[Array, ""]:
     """Expected squared error, summed over pixels, of `weights` with its diagonal taken as zero.
+
+    `between` is the covariance of targets (rows) and inputs, where the target is not the input;
+    its variances are the inputs'.
 
     >>> float(masked_pixel_loss(jnp.zeros((2, 2)), jnp.eye(2), keep=0.5))
     2.0
@@ -92,7 +99,8 @@ def masked_pixel_loss(
     W = weights * (1 - jnp.eye(d, dtype=weights.dtype))
     variances = jnp.diagonal(covariance)
     inner = keep**2 * covariance + keep * (1 - keep) * jnp.diag(variances)
-    return variances.sum() - 2 * keep * jnp.sum(W * covariance) + jnp.sum((W @ inner) * W)
+    wanted = covariance if between is None else between
+    return variances.sum() - 2 * keep * jnp.sum(W * wanted) + jnp.sum((W @ inner) * W)
 
 
 def masked_pixel_map(
