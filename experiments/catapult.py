@@ -392,11 +392,12 @@ def tables(data: xr.Dataset) -> dict[str, dict[str, float]]:
 
 
 def figure(data: xr.Dataset) -> Figure:
-    """One start's three phases; the phase diagram; who converges."""
+    """One start's three phases; its landscape; the phase diagram; who converges."""
     dashed: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 0.8}
     widest = data.sel(width=data.width.max())
-    with paper_style("neurips", columns=3, ratio=0.95):
-        result, (left, middle, right) = plt.subplots(1, 3)
+    with paper_style("neurips", rows=2, columns=2, ratio=0.62):
+        result, ((left, land), (middle, right)) = plt.subplots(2, 2)
+        draw_landscape(land, widest.sel(m=3.0, method="nearest").isel(seed=0))
         for m, colour in zip((1.5, 3.0, 3.75, 4.1), shades(4), strict=True):
             at = widest.sel(m=m, method="nearest").isel(seed=0)
             loss = at.loss.where(at.loss < 1e9)
@@ -442,6 +443,34 @@ def figure(data: xr.Dataset) -> Figure:
             handlelength=0.8,
         )
     return result
+
+
+def draw_landscape(axes: Any, at: xr.Dataset) -> None:
+    """A path through the plane of u + v and u - v, which it never leaves, and the loss there.
+
+    The two layers u, v with output f = u · v / √n move by `u + v <- (1 - lr f / √n) (u + v)` and
+    `u - v <- (1 + lr f / √n) (u - v)`: two lengths are all there is. As the kernel is
+    `(|u|² + |v|²) / n`, their squares over n are `kernel ± 2 f / √n`.
+    """
+    root, kernel = math.sqrt(float(at.width)), at.kernel.rename(step_rare="step")
+    first = float(kernel[0])
+    shift = 2 * at.output / root
+    plus, minus = (np.sqrt(np.maximum(kernel + s * shift, 0) / first) for s in (1, -1))
+    grid = np.linspace(0, 1.9, 200)
+    output = root * first * (grid[None] ** 2 - grid[:, None] ** 2) / 4
+    levels = np.logspace(-1, 5, 13)
+    heights = axes.contourf(
+        grid, grid, output**2 / 2, levels, norm="log", cmap="Greys", alpha=0.6, extend="both"
+    )
+    axes.figure.colorbar(heights, ax=axes, label="loss", ticks=[1e-1, 1e1, 1e3, 1e5])
+    angle = np.linspace(0, np.pi / 2, 100)
+    edge = 2 / math.sqrt(float(at.m))
+    axes.plot(edge * np.cos(angle), edge * np.sin(angle), color="black", lw=0.8, ls=(0, (4, 2)))
+    axes.plot(plus, minus, ".-", color=OKABE_ITO[1], markersize=2, linewidth=0.6)
+    axes.plot(plus[0], minus[0], "o", color=OKABE_ITO[1], markersize=4)
+    axes.text(0.1, edge + 0.03, "kernel = 2 / lr", fontsize="x-small")
+    axes.set(xlabel=r"$|u + v| / \sqrt{n \lambda_0}$", ylabel=r"$|u - v| / \sqrt{n \lambda_0}$")
+    axes.set(xlim=(0, 1.9), ylim=(0, 1.9))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ mean loss within a few percent of the prediction, which without tr X / lr would 
 more; with several directions variance within a tenth, loss within 3%. (A flow of one direction
 follows whichever eigenvalue is on top, and predicts the same sums there.)
 
+Seed 6 disagrees: its initial sharpness is already 1.28 times 2 / lr, so that gradient descent is
+thrown in its first steps, to where the flow, which only slides back to 2 / lr, does not come. It
+stays in the count, and makes the interval of the mean loss as wide as it is.
+
 What did not hold, on seeds 100 and 101, and is left out: heavy ball with momentum 0.5 at the same
 edge (lr 0.45) swings 1.20 and 1.26 times as much as `central_flow(momentum=0.5)` says, its mean
 loss is 1.14 and 1.30 times the prediction: sharpness is driven (1 + b) / (1 - b) = 3 times as fast
@@ -91,8 +95,8 @@ class Config:
     """How many eigenvalues the central flow may hold there."""
     several_steps: int = 200
     """Steps of that race."""
-    picture_steps: int = 120
-    """Steps of the path drawn in its landscape."""
+    picture_steps: int = 180
+    """Steps of the path drawn in its landscape, which shows the second half: the first burst."""
 
 
 PRESETS = {"quick": Config(seeds=3, steps=400, several_steps=100), "paper": Config()}
@@ -238,13 +242,14 @@ def started(
 
 def landscape(path: xr.Dataset, shared: Mapping[str, Array], config: Config) -> dict[str, Any]:
     """The loss on the plane of the central flow's way and the direction halfway, and both paths."""
+    path = path.isel(step=slice(path.sizes["step"] // 2, None))
     now, centre = jnp.asarray(path.now.values), jnp.asarray(path.centre.values)
     half = len(centre) // 2
     cut = plane(centre[half], centre[-1] - centre[0], jnp.asarray(path.direction.values[half]))
     model, loss = network(shared["x"], shared["y"], config)
     unravel = ravel_pytree(model.init(jax.random.key(0)))[1]
     paths = np.stack([np.asarray(coordinates(cut, points)) for points in (now, centre)])
-    reach = 1.15 * np.abs(paths).max((0, 1))
+    reach = np.array([1.15, 1.9]) * np.abs(paths).max((0, 1))
     grids = [jnp.linspace(-r, r, 61) for r in reach]
     heights = surface(lambda w: loss(unravel(w)), cut, *grids)
     return {
@@ -363,6 +368,12 @@ def of_several(data: xr.Dataset) -> list[Claim]:
             ),
         ),
     ]
+
+
+def tables(data: xr.Dataset) -> dict[str, Any]:
+    """Where each seed starts: sharpness times lr / 2, at the larger rate."""
+    start = data.top.sel(lr=data.lr.max()).isel(step=0) / 2
+    return {"start / edge": {str(int(s)): float(start.sel(seed=s)) for s in data.seed.values}}
 
 
 def figure(data: xr.Dataset) -> Figure:
