@@ -12,8 +12,12 @@ for each method and seed; test labels are looked at for no choice. That split ha
 most methods train on: each choice is near the best there is, for all methods alike. Seeds vary
 the labelled digits, the split of validation and test, initial weights, batches and views.
 
-    python -m experiments.label_efficiency          # quick
-    python -m experiments.label_efficiency paper    # writes figures/
+    python -m experiments.label_efficiency          # quick: 2 minutes, shared
+    python -m experiments.label_efficiency paper    # 7 minutes, shared; writes figures/
+
+Expect pretraining to gain 3 to 9 percent over features that are not learned, at each number of
+labels, and against supervision never to win for certain: 4 percent ahead at one label a class, an
+interval that holds zero; 3 behind at 5 and 5 behind at 10; level or a percent behind at 50.
 
 Sources: Chen et al. 2020, arXiv 2002.05709, section 6 (few labels); Newell and Deng 2020, arXiv
 2003.14323 (the gain shrinks as labels grow). Settings and tolerances were set on seeds 100 and
@@ -340,7 +344,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
     def unpaired(count: int, baseline: xr.DataArray, most: float = 0.02) -> Claim:
         return by(
-            "pretrained on pairs of different digits they do not",
+            f"pretrained on pairs of different digits they {'do not' if most > 0 else 'are below'}",
             gain(count, "unpaired", baseline),
             predicted=None,
             tolerance=(-math.inf, most),
@@ -365,7 +369,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
                 predicted=None,
                 tolerance=(-math.inf, 0.0),
                 why="no gain",
-                control=over_fixed(count, "features that are not learned they do"),
+                control=over_fixed(count, "over features that are not learned they do gain"),
             )
         return by(
             f"{count} a class: they are level with supervision with the same augmentations",
