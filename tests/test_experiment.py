@@ -63,7 +63,7 @@ TOYS = {
         "--hidden 8 --features 4"
     ),
     "stepwise_barlow": (
-        "--seeds 3 --steps 40 --every 20 --outputs 2 --widths 8 16 --pairs 6 --kernel-steps 20 "
+        "--seeds 3 --steps 40 --every 20 --outputs 3 --widths 8 16 --pairs 6 --kernel-steps 20 "
         "--practical-steps 20"
     ),
     "rank_collapse": "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
@@ -237,7 +237,7 @@ def test_the_listing_names_each_experiment_and_its_last_verdicts():
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
-        ("stepwise_barlow --outputs 9", "outputs: 9; give 2 to 7, one a gamma"),
+        ("stepwise_barlow --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
         ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
         (
             "masked_prediction --states 1",
