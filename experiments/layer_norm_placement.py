@@ -438,7 +438,7 @@ def figure(data: xr.Dataset) -> Figure:
         left.set(ylabel="norm of the last gradient")
         after, before = (float(np.exp(data.theory.sel(case=c)[-1])) for c in ("post", "pre"))
         left.set_ylim(before / 2, 30 * after)  # Without norm it leaves for 1e17.
-        for placement, colour, marker in (("post", OKABE_ITO[1], "s"), ("pre", OKABE_ITO[0], "o")):
+        for placement, colour in (("post", OKABE_ITO[1]), ("pre", OKABE_ITO[0])):
             for warmup, style in zip(data.warmup.values, ("-", "--"), strict=True):
                 at = data.final.sel(placement=placement, warmup=warmup, layers=data.layers[-1])
                 label = "warm-up" if warmup else "no warm-up"
@@ -446,7 +446,7 @@ def figure(data: xr.Dataset) -> Figure:
                 right.plot(
                     *(data.lr, mean, style),
                     color=colour,
-                    marker=marker,
+                    marker="o",
                     ms=2,
                     label=label if placement == "pre" else None,
                 )
