@@ -424,7 +424,7 @@ def figure(data: xr.Dataset) -> Figure:
             share = converged(loss).mean("seed")
             right.plot(share[share.dims[0]], share, ".-", ms=3, color=hue, label=name)
         for m in (2, 4, 12):
-            right.axvline(m, ymax=0.58, **dashed)
+            right.axvline(m, ymax=0.5, **dashed)
         left.set(yscale="log", xlim=(0, 60), ylim=(1e-6, 1e7), xlabel="step", ylabel="loss")
         left.legend(title="$m$", loc="upper right")
         middle.set(xlabel="$m$ = rate $\\times$ kernel", ylabel="width")
