@@ -105,7 +105,14 @@ def program(process: Process, layout: Layout, *, every: int, observes: int) -> P
 
 
 def ahead(
-    programs: Program, process: Process, point: Any, shared: Any, *, pool: Executor, starts: bool
+    programs: Program,
+    process: Process,
+    point: Any,
+    shared: Any,
+    *,
+    runs: int,
+    starts: bool,
+    pool: Executor,
 ) -> Program:
     """The same programs, compiling from now on: a call waits for its own to be ready.
 
@@ -114,25 +121,28 @@ def ahead(
     Args:
         programs: as `program` returns them.
         process: what they run.
-        point: the hyperparameters of a dispatch, or arrays like them.
-        shared: arrays that every run reads.
-        pool: threads to compile in.
+        point: one run's hyperparameters; their shapes are enough.
+        shared: arrays that every run reads; their shapes are enough.
+        runs: of a dispatch.
         starts: whether `start` will be called.
+        pool: threads to compile in.
     """
+
+    def by_run(leaf: Any) -> Any:
+        shape = (runs, *leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=programs.by_run)
+
+    def everywhere(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=programs.everywhere)
 
     def soon(function: Any, *arguments: Any) -> Callable[..., Any]:
         compiling = pool.submit(function.lower(*arguments).compile)
         return lambda *given: compiling.result()(*given)
 
-    runs = len(jax.tree.leaves(point)[0])
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            (runs, *leaf.shape), leaf.dtype, sharding=programs.by_run
-        ),
-        process.init.returns,
-    )
-    advance = soon(programs.advance, state, point, shared, *[np.int32(0)] * 5)
-    start = soon(programs.start, point, shared) if starts else programs.start
+    points, common = jax.tree.map(by_run, point), jax.tree.map(everywhere, shared)
+    state = jax.tree.map(by_run, process.init.returns)
+    advance = soon(programs.advance, state, points, common, *[np.int32(0)] * 5)
+    start = soon(programs.start, points, common) if starts else programs.start
     return programs._replace(start=start, advance=advance)
 
 

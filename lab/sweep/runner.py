@@ -212,12 +212,16 @@ class Part(NamedTuple):
     shared: Mapping[str, jax.Array]
     cadence: Cadence
 
+    @property
+    def one(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One run's hyperparameters, their shapes alone."""
+        return {name: _one(value) for name, value in grid_values(self.grid).items()}
+
     def process(self, taken: Collection[str] = ()) -> Process:
         """One run, traced; `taken` are names that a record must not have."""
-        one = {name: _one(value) for name, value in grid_values(self.grid).items()}
         inspected = self.cadence.inspect_every is not None
         return traced(
-            self.dynamics, one, self.shared, self.static, inspected=inspected, taken=taken
+            self.dynamics, self.one, self.shared, self.static, inspected=inspected, taken=taken
         )
 
     def identity(self, process: Process) -> Identity:
@@ -285,7 +289,8 @@ def _run(
         for part, process, book in zip(parts, processes, books, strict=True):
             if unfinished := _unfinished(book, part.cadence, advance):
                 begun.append((unfinished, _segments(part, process, book, keep, pool)))
-        for unfinished, segments in begun:
+        while begun:  # what is done lets go of its program and its copy of shared arrays
+            unfinished, segments = begun.pop(0)
             for dispatch, real in unfinished.items():
                 for steps, finished, t in segments(dispatch):
                     advance(steps * real, real * finished, t)
@@ -355,21 +360,16 @@ def _segments(
     capacity = layout.segment // cadence.every
     observes = cadence.observes
     compiled = program(process, layout, every=cadence.every, observes=observes)
-    shared = jax.device_put(dict(part.shared), compiled.everywhere)
-
-    def rows_of(dispatch: int) -> slice:
-        return slice(dispatch * layout.runs, (dispatch + 1) * layout.runs)
-
-    def point_of(dispatch: int) -> dict[str, jax.Array]:
-        values = {n: jnp.asarray(value[rows_of(dispatch)]) for n, value in book.points.items()}
-        return jax.device_put(values, compiled.by_run)
-
     if pool is not None:
         starts = any(book.reached(dispatch)[0] == 0 for dispatch in _real_runs(book))
-        compiled = ahead(compiled, process, point_of(0), shared, pool=pool, starts=starts)
+        shapes = part.one, dict(part.shared)
+        compiled = ahead(compiled, process, *shapes, runs=layout.runs, starts=starts, pool=pool)
+    placed_shared = functools.cache(lambda: jax.device_put(dict(part.shared), compiled.everywhere))
 
     def segments(dispatch: int) -> Iterator[tuple[int, bool, int]]:
-        rows, point = rows_of(dispatch), point_of(dispatch)
+        rows = slice(dispatch * layout.runs, (dispatch + 1) * layout.runs)
+        values = {name: jnp.asarray(value[rows]) for name, value in book.points.items()}
+        point, shared = jax.device_put(values, compiled.by_run), placed_shared()
         saved = book.load(dispatch)
         if saved is None:
             state, t, first = compiled.start(point, shared), 0, 0
