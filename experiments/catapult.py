@@ -39,6 +39,7 @@ from lab.claims import claim
 from lab.data import mnist
 from lab.dynamics import Descent, descent
 from lab.experiment import main
+from lab.measures.curves import border
 from lab.models import mlp
 from lab.objectives import mse
 from lab.plotting import OKABE_ITO, paper_style, shades
@@ -49,7 +50,7 @@ from lab.types import Claim, Dynamics, Params
 x64 = True  # the recursion is held to its last digits
 SOURCE = "Lewkowycz et al. 2020, arXiv 2003.02218, "
 SEEDS = "initial weights"
-border = partial(
+BORDER = partial(
     claim,
     estimator="midway between the first m that does not converge and the one before",
     seeds=SEEDS,
@@ -191,10 +192,7 @@ def converged(loss: xr.DataArray) -> xr.DataArray:
 def limit(loss: xr.DataArray) -> np.ndarray:
     """Midway between the first m that does not converge (NaN if all do) and the one before."""
     dim = next(str(dim) for dim in loss.dims if str(dim).endswith("m"))
-    down = converged(loss).transpose("seed", dim).values
-    ms = np.concatenate([[0.0], loss[dim].values, [math.nan]])
-    first = np.append(down, np.zeros((len(down), 1), bool), axis=1).argmin(axis=1)
-    return (ms[first] + ms[first + 1]) / 2
+    return border(loss[dim].values, converged(loss).transpose("seed", dim).values)
 
 
 def missed(data: xr.Dataset, *, frozen: bool) -> np.ndarray:
@@ -245,7 +243,7 @@ def recursion(data: xr.Dataset) -> list[Claim]:
 
 def borders(data: xr.Dataset) -> list[Claim]:
     """4 at every width; 2 linearised."""
-    linearised = border(
+    linearised = BORDER(
         "linearised: the limit is 2",
         limit(data.expanded_loss),
         source="a quadratic",
@@ -254,7 +252,7 @@ def borders(data: xr.Dataset) -> list[Claim]:
         why="the grid's neighbours of 2",
     )
     return [
-        border(
+        BORDER(
             f"linear, width {width}: the limit is 4",
             limit(data.loss.sel(width=width)),
             source="lab.theory.catapult; " + SOURCE + "section 2",
@@ -324,7 +322,7 @@ def activations(data: xr.Dataset) -> list[Claim]:
     """ReLU and tanh networks pass 2 too, to limits of their own."""
 
     def linearised(activation: str, layers: int) -> Claim:
-        return border(
+        return BORDER(
             f"{activation}, {layers} hidden, linearised: the limit is 2",
             limit(data.straight_loss.sel(activation=activation, layers=layers)),
             source="a quadratic",
@@ -334,7 +332,7 @@ def activations(data: xr.Dataset) -> list[Claim]:
         )
 
     def own(activation: str, layers: int, expected: str, **options: Any) -> Claim:
-        return border(
+        return BORDER(
             f"{activation}, {layers} hidden: the limit is {expected}",
             limit(data.curved_loss.sel(activation=activation, layers=layers)),
             control=linearised(activation, layers),

@@ -44,6 +44,7 @@ from lab.claims import claim
 from lab.data import Augmentation, mnist, pairs, several_views
 from lab.dynamics import Bootstrap, bootstrap
 from lab.experiment import main
+from lab.measures.curves import border
 from lab.measures.representation import effective_rank, knn_accuracy, spread
 from lab.models import mlp
 from lab.objectives import negative_cosine, unit, vicreg
@@ -325,9 +326,7 @@ def resting(share: float, noise: float) -> tuple[float, float]:
 
 def edge(before: xr.DataArray, dim: str) -> np.ndarray:
     """Midway between the last value up to which all are `before` and the next, a seed each."""
-    values = np.concatenate([[0.0], before[dim].values, [math.nan]])
-    count = np.logical_and.accumulate(before.transpose("seed", dim).values, axis=1).sum(1)
-    return (values[count] + values[count + 1]) / 2
+    return border(before[dim].values, before.transpose("seed", dim).values)
 
 
 def claims(data: xr.Dataset) -> list[Claim]:

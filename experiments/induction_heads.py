@@ -40,6 +40,7 @@ from lab.data import periodic_repeats
 from lab.dynamics import Descent, descent
 from lab.experiment import main
 from lab.measures.attention import prefix_matching_score, previous_token_score
+from lab.measures.curves import crossing
 from lab.models import transformer
 from lab.models.attention import Edits
 from lab.objectives import cross_entropy
@@ -189,28 +190,23 @@ def run(config: Config, store: Path) -> xr.Dataset:
     return whole.assign_attrs(labelled[0].attrs)
 
 
-def crossing(curves: xr.DataArray, level: np.ndarray | float, *, falling: bool) -> np.ndarray:
+def passed(curves: xr.DataArray, level: np.ndarray | float, *, falling: bool) -> np.ndarray:
     """The step at which each seed's curve first passes a level, between records; NaN for never."""
     values = curves.transpose("seed", "step").values
     beyond = (values - np.broadcast_to(level, len(values))[:, None]) * (-1 if falling else 1)
-    steps, result = curves.step.values, np.full(len(values), np.nan)
-    for i, gap in enumerate(beyond):
-        if (gap >= 0).any():
-            k = int((gap >= 0).argmax())
-            share = 0.0 if k == 0 else gap[k - 1] / (gap[k - 1] - gap[k])
-            result[i] = steps[k] if k == 0 else steps[k - 1] + share * (steps[k] - steps[k - 1])
-    return result
+    steps = curves.step.values.astype(float)
+    return np.where(beyond[:, 0] >= 0, steps[0], crossing(steps, beyond, 0.0))
 
 
 def half_time(curves: xr.DataArray) -> np.ndarray:
     """The step at which each seed's curve first passes halfway between its start and its end."""
     ends = (curves.isel(step=0) + curves.isel(step=-1)).values / 2
-    return crossing(curves, ends, falling=bool(curves[..., -1].mean() < curves[..., 0].mean()))
+    return passed(curves, ends, falling=bool(curves[..., -1].mean() < curves[..., 0].mean()))
 
 
 def fall_time(data: xr.Dataset, share: float = 0.5) -> np.ndarray:
     """The step at which each seed's loss falls to a share of its first; NaN for never."""
-    return crossing(data.loss, share * data.loss.isel(step=0).values, falling=True)
+    return passed(data.loss, share * data.loss.isel(step=0).values, falling=True)
 
 
 def steepest(data: xr.Dataset, window: int = 80) -> np.ndarray:

@@ -37,6 +37,7 @@ from matplotlib.figure import Figure
 from lab.claims import claim
 from lab.dynamics import Descent, descent
 from lab.experiment import main
+from lab.measures.curves import crossing
 from lab.models import deep_linear, end_to_end
 from lab.plotting import OKABE_ITO, band_plot, paper_style, shades
 from lab.sweep import sweep
@@ -163,10 +164,9 @@ def reached(strength: xr.DataArray, fraction: float) -> xr.DataArray:
     """
     step = next(str(dim) for dim in strength.dims if str(dim).endswith("step"))
     log = np.log((strength / strength.mode / fraction).clip(1e-300))
-    after = (log >= 0).argmax(step)
-    before = (after - 1).clip(0)
-    low, high = log.isel({step: before}, drop=True).where(after > 0), log.isel({step: after})
-    return strength[step][1] * (before - low / (high - low)).drop_vars(step)
+    log = log.transpose(..., step)
+    found = crossing(log[step].values.astype(float), log.values, 0.0)
+    return log.isel({step: 0}, drop=True).copy(data=found)
 
 
 def formula(u_0: xr.DataArray, depth: int) -> xr.DataArray:

@@ -42,6 +42,7 @@ from lab.claims import claim
 from lab.data import Augmentation, mnist, pairs, several_views
 from lab.dynamics import Descent, Flow, descent, gradient_flow
 from lab.experiment import main
+from lab.measures.curves import crossing
 from lab.measures.kernel import output_mean, tangent_kernel
 from lab.models import mlp
 from lab.plotting import OKABE_ITO, paper_style, shades, theory_line
@@ -271,18 +272,11 @@ def clock(curves: xr.DataArray) -> str:
     return name
 
 
-def crossing(curves: xr.DataArray, level: float) -> xr.DataArray:
-    """When a curve first passes a level, by straight lines between records; NaN where never."""
+def reached(curves: xr.DataArray, level: float) -> xr.DataArray:
+    """When a curve first passes a level; NaN where never."""
     time = clock(curves)
-    curves = curves.transpose(..., time)
-    at, values = curves[time].values, curves.values
-    i = (values >= level).argmax(-1)
-    before, after = (
-        np.take_along_axis(values, j[..., None], -1)[..., 0] for j in (np.maximum(i - 1, 0), i)
-    )
-    rise = np.where(i > 0, after - before, 1.0)
-    found = at[i] - (after - level) / rise * (at[i] - at[i - 1])
-    return curves.isel({time: 0}, drop=True).copy(data=np.where(i > 0, found, np.nan))
+    found = crossing(curves[time].values, curves.transpose(..., time).values, level)
+    return curves.isel({time: 0}, drop=True).copy(data=found)
 
 
 def in_transit(curves: xr.DataArray, top: float) -> xr.DataArray:
@@ -299,7 +293,7 @@ def misses(data: xr.Dataset, gamma: xr.DataArray) -> xr.DataArray:
 
 def rates(data: xr.Dataset) -> xr.DataArray:
     """Of each mode of the wide networks, from the time between 0.2 and 0.8, were it logistic."""
-    return 2 * math.log(4) / (crossing(data.wide, 0.8) - crossing(data.wide, 0.2))
+    return 2 * math.log(4) / (reached(data.wide, 0.8) - reached(data.wide, 0.2))
 
 
 def claims(data: xr.Dataset) -> list[Claim]:
@@ -309,7 +303,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def off_step(at: xr.Dataset) -> np.ndarray:
     """Largest distance of the loss from the modes left, where it is flattest between two steps."""
-    half_times = np.nan_to_num(crossing(at.linear, 0.5).values)  # 0 if it starts above
+    half_times = np.nan_to_num(reached(at.linear, 0.5).values)  # 0 if it starts above
     time, count = at.time.values, at.sizes["mode"]
     result = []
     for curve, steps in zip(at.loss.values, half_times, strict=True):
@@ -329,7 +323,7 @@ def of_the_linear(data: xr.Dataset) -> list[Claim]:
     small, large = whole.isel(scale=0), whole.isel(scale=-1)
 
     def missed(predicted: xr.DataArray) -> np.ndarray:
-        found = crossing(small.linear, 0.5).transpose(*predicted.dims)
+        found = reached(small.linear, 0.5).transpose(*predicted.dims)
         return np.abs(found.values / predicted.values - 1).max(-1)
 
     time = partial(by, estimator="largest relative error of a half-time, of all modes")
@@ -477,8 +471,8 @@ def of_practice(data: xr.Dataset) -> list[Claim]:
         return (count > 1).sum("practical_time").values / some
 
     def spacing(curves: xr.DataArray) -> np.ndarray:
-        half = crossing(curves, 0.5).isel(mode=slice(1, None))
-        rise = half - crossing(curves, 0.1).isel(mode=slice(1, None))
+        half = reached(curves, 0.5).isel(mode=slice(1, None))
+        rise = half - reached(curves, 0.1).isel(mode=slice(1, None))
         return (
             (half.diff("mode") / rise.mean("mode", skipna=False)).mean("mode", skipna=False).values
         )

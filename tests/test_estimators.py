@@ -14,13 +14,13 @@ def curves(*values):
 
 def test_a_crossing_lies_between_the_records_where_the_level_is_passed():
     rising = curves(STEPS / 100, (STEPS / 100) ** 2)
-    found = induction_heads.crossing(rising, 0.25, falling=False)
+    found = induction_heads.passed(rising, 0.25, falling=False)
     np.testing.assert_allclose(found, [25.0, 50.0])
-    np.testing.assert_allclose(induction_heads.crossing(-rising, -0.25, falling=True), found)
+    np.testing.assert_allclose(induction_heads.passed(-rising, -0.25, falling=True), found)
 
 
 def test_a_level_that_is_never_passed_has_no_time_and_one_passed_at_once_has_the_first():
-    found = induction_heads.crossing(curves(STEPS / 100, STEPS + 5.0), 3.0, falling=False)
+    found = induction_heads.passed(curves(STEPS / 100, STEPS + 5.0), 3.0, falling=False)
     np.testing.assert_array_equal(found, [np.nan, 0.0])
 
 
