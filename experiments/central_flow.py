@@ -12,8 +12,8 @@ half alone variance is up to a fifth off, and with 60 examples, fitted after a f
 Then two outputs (3 or 8 against 4 or 9, 3 or 4 against 8 or 9) from small weights, at a rate where
 up to three eigenvalues come to the edge together.
 
-    python -m experiments.central_flow          # quick
-    python -m experiments.central_flow paper    # writes figures/
+    python -m experiments.central_flow          # quick: 2 minutes
+    python -m experiments.central_flow paper    # 6 minutes, shared; writes figures/
 
 Expect gradient descent some 15 times closer to the central flow than to gradient flow, variance and
 mean loss within a few percent of the prediction, which without tr X / lr would be a quarter off or

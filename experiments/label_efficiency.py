@@ -12,7 +12,7 @@ for each method and seed; test labels are looked at for no choice. That split ha
 most methods train on: each choice is near the best there is, for all methods alike. Seeds vary
 the labelled digits, the split of validation and test, initial weights, batches and views.
 
-    python -m experiments.label_efficiency          # quick: 2 minutes, shared
+    python -m experiments.label_efficiency          # quick: 95 seconds
     python -m experiments.label_efficiency paper    # 7 minutes, shared; writes figures/
 
 Expect pretraining to gain 3 to 9 percent over features that are not learned, at each number of

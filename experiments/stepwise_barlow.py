@@ -12,7 +12,7 @@ wider, the closer its modes' rates are to 8 γ_j of its tangent kernel at init; 
 In practice: two hidden layers, SGD on minibatches of pairs. Sorted eigenvalues are in order
 by construction; what is claimed is that from a small last layer few are in transit at a time.
 
-    python -m experiments.stepwise_barlow          # quick: 2 minutes on two busy cores
+    python -m experiments.stepwise_barlow          # quick: 75 seconds
     python -m experiments.stepwise_barlow paper    # 3.5 minutes, shared; writes figures/
 
 Expect half-times to 0.03%, the loss to 0.02 of an integer, |log(rate / 8 γ)| of 0.04 at width 1024

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.data import Augmentation, augmented, mnist, two_views, views
+from lab.data import Augmentation, augmented, mnist, pairs, several_views, two_views, views
 from lab.data.augmentations import displacement, erased, warped
 from lab.types import BadInput
 
@@ -95,6 +95,21 @@ def test_views_are_independent_of_one_another_and_of_the_batch_they_are_in():
     noise = jnp.stack([first - x, second - x]).reshape(6, 16)
     assert float(jnp.abs(jnp.corrcoef(noise) - jnp.eye(6)).max()) < 0.95
     assert not np.allclose(noise[0], noise[3])
+
+
+def test_several_views_are_made_apart_and_pairs_hold_two_of_one_example():
+    x = jax.random.normal(jax.random.key(1), (3, 16))
+    made = several_views(jax.random.key(0), x, Augmentation(noise=1.0), count=4)
+    keys = jax.random.split(jax.random.key(0), 4)
+    for k, key in enumerate(keys):
+        np.testing.assert_allclose(made[:, k], views(key, x, Augmentation(noise=1.0)), atol=1e-6)
+    first, second = pairs(jax.random.key(2), 7, made, size=50)
+    flat = np.asarray(made.reshape(12, 16))
+    one, other = (np.argmin(np.abs(flat[None] - z[:, None]).sum(-1), 1) for z in (first, second))
+    np.testing.assert_array_equal(one // 4, other // 4)
+    assert (one != other).all() and len({*one}) == len({*other}) == 12
+    with pytest.raises(BadInput, match="views: 1 of each example; give at least 2"):
+        pairs(jax.random.key(2), 7, made[:, :1], size=5)
 
 
 def test_what_is_no_square_image_is_refused():

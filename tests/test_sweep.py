@@ -15,7 +15,7 @@ import pytest
 
 from lab.models import mlp
 from lab.objectives import mse
-from lab.sweep import sweep
+from lab.sweep import runner, sweep
 from lab.types import Dynamics
 from tests.processes import AXES, BATCH, CADENCE, X, Y, digest, minibatch
 
@@ -240,6 +240,34 @@ def test_static_points_agree_with_sweeps_of_their_own():
         alone = sweep(minibatch, axes, **SMALL, static=one)
         chosen = data.sel(hidden=[hidden], optimizer=["adam"])
         chex.assert_trees_all_equal(chosen.loss.values, alone.loss.values)
+
+
+def test_every_static_point_is_with_the_compiler_before_the_first_runs(monkeypatch):
+    order, ahead = [], runner.ahead
+
+    def noted(*given, **settings):
+        programs = ahead(*given, **settings)
+        order.append("compiling")
+
+        def advance(*arguments):
+            order.append("running")
+            return programs.advance(*arguments)
+
+        return programs._replace(advance=advance)
+
+    monkeypatch.setattr(runner, "ahead", noted)
+    static = {"width": [1, 2, 3]}
+
+    def growing(seed, width):
+        return Dynamics(
+            init=lambda: jnp.full(width, seed, float),
+            step=lambda x, t: x + 1,
+            observe=lambda x, t: {"total": x.sum()},
+        )
+
+    data = sweep(growing, {"seed": [4]}, static=static, steps=2, every=1)
+    assert order[:4] == ["compiling"] * 3 + ["running"]
+    np.testing.assert_array_equal(data.total[0], [[4, 5, 6], [8, 10, 12], [12, 15, 18]])
 
 
 def test_the_layout_is_recorded_and_the_same_each_time():
