@@ -249,7 +249,7 @@ def landscape(path: xr.Dataset, shared: Mapping[str, Array], config: Config) -> 
     model, loss = network(shared["x"], shared["y"], config)
     unravel = ravel_pytree(model.init(jax.random.key(0)))[1]
     paths = np.stack([np.asarray(coordinates(cut, points)) for points in (now, centre)])
-    reach = np.array([1.15, 1.9]) * np.abs(paths).max((0, 1))
+    reach = np.array([1.15, 2.6]) * np.abs(paths).max((0, 1))
     grids = [jnp.linspace(-r, r, 61) for r in reach]
     heights = surface(lambda w: loss(unravel(w)), cut, *grids)
     return {
