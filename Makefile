@@ -3,14 +3,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test paper benchmark clean
+.PHONY: demo test test-all paper benchmark clean
 
 demo: .venv/runs  ## the edge of stability, quick preset: progress, claims, figure
 	.venv/bin/python -m experiments.edge_of_stability quick
 
 test: .venv/tests  ## lint, types, doctests and tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadgroup --durations=25
+
+test-all: .venv/tests  ## the same, and what is slow by nature; forms in PyTorch where it is installed
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	.venv/bin/python -m pytest -n 2 --dist loadgroup --durations=25 -m "slow or not slow"
 
 paper: .venv/runs  ## the edge of stability as committed (three minutes on two cores)
 	.venv/bin/python -m experiments.edge_of_stability paper

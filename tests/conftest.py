@@ -14,8 +14,17 @@ CHECKED = ("claims", "data", "dynamics", "measures", "models", "objectives", "pl
 install_import_hook([f"lab.{room}" for room in CHECKED], "beartype.beartype")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 import lab.sweep  # noqa: E402, F401  one device a core, before JAX starts
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two workers one takes a file's tests: they share fixtures and compiled programs."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))

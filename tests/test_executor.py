@@ -19,6 +19,8 @@ from lab.sweep import final_states, jobs, runner, store, sweep
 from lab.types import BadInput, Dynamics
 from tests.processes import AXES, CADENCE, LAYOUT, digest, files, minibatch
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 SETTINGS = CADENCE | {"layout": LAYOUT | {"devices": 1}}
 SHORT = {"steps": 20, "every": 5, "layout": {"width": 2, "blocks": 1, "segment": 10}}
 
@@ -65,6 +67,7 @@ def test_processes_give_the_bytes_of_one_process(alone, pool, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_dask_gives_the_bytes_of_one_process(alone, tmp_path):
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
@@ -91,6 +94,7 @@ class KillingOnce(submitit.LocalExecutor):
         return started
 
 
+@pytest.mark.slow
 def test_submitit_gives_the_bytes_of_one_process_though_a_job_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)  # it waits for a slow file system
     axes = {"lr": [0.05, 0.1], "seed": range(2)}
@@ -123,6 +127,7 @@ def test_a_killed_worker_of_a_pool_that_can_be_made_again_is_replaced(alone, tmp
     assert files(tmp_path) == alone[1]
 
 
+@pytest.mark.slow
 def test_a_pool_that_broke_is_finished_here_with_a_warning(alone, tmp_path):
     def kill():
         wait_for_a_block_half_done(tmp_path)

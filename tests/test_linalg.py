@@ -62,6 +62,7 @@ assert jax.device_count() == 2 and data.x.notnull().all()
 """
 
 
+@pytest.mark.xdist_group("processes")
 def test_blocks_that_decompose_on_two_devices_come_to_an_end():
     """XLA's kernels for batches wait for each other in a pool of two threads: seen to hang."""
     flags = "--xla_force_host_platform_device_count=2"

@@ -38,10 +38,10 @@ def touched(store: Path, files: str) -> int:
 
 
 def run_killed(store: Path, steps: int, signals: Sequence[signal.Signals], seed: int) -> None:
-    """Run the child to its end, ended at random instants: as it opens the store, as it commits."""
+    """Run the child to its end, ended at random instants: as it commits, as it opens the store."""
     delays, killed = random.Random(seed), 0
     for i, how in enumerate(signals):
-        awaited = ("lock", "states/*.npz")[i % 2]
+        awaited = ("states/*.npz", "lock")[i % 2]
         before = touched(store, awaited)
         running = child(store, steps)
         while running.poll() is None and touched(store, awaited) == before:
@@ -64,16 +64,22 @@ def uninterrupted(tmp_path_factory):
     return data, files(store)
 
 
-def test_killed_at_random_and_run_again_gives_the_same_bytes(uninterrupted, tmp_path):
-    run_killed(tmp_path / "store", LENGTH, [signal.SIGKILL] * 4, seed=1)
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_at_random_and_run_again_gives_the_same_bytes(kills, uninterrupted, tmp_path):
+    run_killed(tmp_path / "store", LENGTH, [signal.SIGKILL] * kills, seed=1)
     assert files(tmp_path / "store") == uninterrupted[1]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_interrupted_and_run_again_gives_the_same_bytes(uninterrupted, tmp_path):
     run_killed(tmp_path / "store", LENGTH, [signal.SIGINT] * 2, seed=2)
     assert files(tmp_path / "store") == uninterrupted[1]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_killed_while_extending_gives_the_same_bytes(uninterrupted, tmp_path):
     store = tmp_path / "store"
     sweep(minibatch, AXES, **CADENCE | {"steps": 130}, layout=LAYOUT, store=store)

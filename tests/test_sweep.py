@@ -132,11 +132,10 @@ def test_slots_and_nan_neighbours_change_no_bit():
             chex.assert_trees_all_equal(alone[name].values, crowded[name].values)
 
 
-@pytest.fixture(scope="module")
-def on_devices():
+def on_devices(numbers):
     """{number of devices: hash of the records}, each in a process of its own."""
     hashes = {}
-    for devices in (1, 2, 8, 16):
+    for devices in numbers:
         run = subprocess.run(
             [sys.executable, "-m", "tests.processes", "-", "40"],
             env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
@@ -149,8 +148,12 @@ def on_devices():
     return hashes
 
 
-def test_1_2_8_and_16_devices_give_the_same_bits(on_devices):
-    assert len(set(on_devices.values())) == 1
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize(
+    "numbers", [(1, 2), pytest.param((1, 2, 8, 16), marks=pytest.mark.slow)], ids=str
+)
+def test_any_number_of_devices_gives_the_same_bits(numbers):
+    assert len(set(on_devices(numbers).values())) == 1
 
 
 def test_divergence_is_recorded_never_masked():
