@@ -244,6 +244,24 @@ def test_a_zero_start_is_nan_rather_than_a_number() -> None:
     assert np.isnan(curvature.sharpness(quadratic(jnp.eye(4)), jnp.ones(4), vector=jnp.zeros(4)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_sharpness_is_right_or_nan_however_small_the_loss(dtype) -> None:
+    """Down to 1.4e-14 sqrt(n) in float32 right, below NaN: never a wrong number of residual 0."""
+    with jax.enable_x64(dtype == jnp.float64):
+        limits = jnp.finfo(dtype)
+        smallest = (3 * limits.tiny) ** 0.5 / (64 * limits.eps)
+        matrix = jnp.diag(jnp.array([3.0, 1.0, -5.0], dtype))
+        start = jnp.array([0.6, -1.1, 0.7], dtype)
+        scales = jnp.asarray(np.geomspace(1e-6, smallest * 1e-6, 61), dtype)
+        pair = jax.jit(
+            jax.vmap(lambda s: curvature.top_eigenpair(of_matrix(s * matrix), vector=start))
+        )(scales)
+        right = np.abs(pair.value / scales - 3) < 3e-6
+        assert (right | (np.isnan(pair.value) & np.isnan(pair.residual))).all()
+        assert right[scales > smallest].all() and np.isnan(pair.value[scales < smallest / 5]).all()
+        assert curvature.top_eigenpair(of_matrix(0 * matrix), vector=start).value == 0
+
+
 # Networks
 
 
