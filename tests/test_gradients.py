@@ -97,3 +97,24 @@ def test_one_example_of_a_linear_model_curves_by_its_squared_length():
     h = np.array([1.0, 4.0, 9.0])  # g = h along its own axis
     np.testing.assert_allclose(got.own, (h**3).sum() / (h**2).sum(), rtol=1e-5)
     np.testing.assert_allclose(got.other, 0.0, atol=1e-6)
+
+
+def test_batch_sharpness_scales_with_the_loss_down_to_underflow():
+    batches = jnp.array([[1.0, 0.0], [1.0, 3.0], [2.0, 1.0]])
+
+    @jax.jit
+    @jax.vmap
+    def measured(scale):
+        return batch_sharpness(lambda w, h: scale * 0.5 * jnp.sum(h * w**2), jnp.ones(2), batches)
+
+    scales = jnp.array([1.0, 1e-10, 1e-20, 1e-30, 1e20])
+    for part in measured(scales):
+        np.testing.assert_allclose(part / scales, part[0], rtol=1e-5)
+
+
+def test_a_batch_without_a_gradient_weighs_nothing_and_all_of_them_are_nan():
+    batches = jnp.array([[0.0, 0.0], [1.0, 3.0]])
+    got = batch_sharpness(lambda w, h: 0.5 * jnp.sum(h * w**2), jnp.ones(2), batches)
+    np.testing.assert_allclose(got, (28 / 10, 0.0), rtol=1e-6)
+    nothing = batch_sharpness(lambda w, h: 0.5 * jnp.sum(h * w**2), jnp.zeros(2), batches)
+    assert jnp.isnan(nothing.own) and jnp.isnan(nothing.other)
