@@ -1,6 +1,7 @@
 """A laboratory for how neural networks learn. This page is the map; imports go down only.
 
 floor 0   `lab.types`        Model, Dynamics, State, Claim: the shapes everything else has
+          `lab.numerics`     centring, lengths and directions at any scale
 floor 1   `lab.models`       networks as (init, apply): linear, MLP, convolutional, transformer
           `lab.data`         real digits, augmentations, sequences, minibatches; no download
           `lab.objectives`   losses with and without labels, functions of arrays

@@ -10,7 +10,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 from jaxtyping import install_import_hook
 
 # The engine checks its own input, in words; everything else has its shapes checked here.
-CHECKED = ("claims", "data", "dynamics", "measures", "models", "objectives", "plotting", "theory")
+CHECKED = ("claims", "data", "dynamics", "measures", "models", "numerics", "objectives")
+CHECKED += ("plotting", "theory")
 install_import_hook([f"lab.{room}" for room in CHECKED], "beartype.beartype")
 
 import jax  # noqa: E402

@@ -33,6 +33,11 @@ def params():
 
 
 @jax.jit
+def measured(params, batches):
+    return batch_sharpness(loss, params, batches)
+
+
+@jax.jit
 def derivatives(params, batch):
     flat, unravel = ravel_pytree(params)
 
@@ -59,7 +64,7 @@ def test_over_all_pairs_it_is_the_dense_expectation(examples, params):
     hessians = [H for _, H in by_hand]
     after = [*hessians[1:], hessians[0]]
     other = sum(g @ H @ g for (g, _), H in zip(by_hand, after, strict=True)) / square
-    got = jax.jit(lambda p: batch_sharpness(loss, p, stacked(examples, pairs)))(params)
+    got = measured(params, stacked(examples, pairs))
     np.testing.assert_allclose(got.own, own, rtol=1e-4)
     np.testing.assert_allclose(got.other, other, rtol=1e-4)
     assert abs(own - other) > 0.1 * own, "the two differ here"
@@ -71,17 +76,18 @@ def test_the_other_batch_sees_the_mean_hessian(examples, params):
     gradients = np.stack([next(dense(params, stacked(examples, [i]))) for i in range(6)])
     _, H = dense(params, examples)
     expected = np.einsum("id,de,ie->", gradients, H, gradients) / (gradients**2).sum()
-    got = batch_sharpness(loss, params, stacked(examples, index))
+    got = measured(params, stacked(examples, index))
     np.testing.assert_allclose(got.other, expected, rtol=0.05)
     assert abs(got.own - expected) > 0.2 * expected
 
 
 def test_of_the_whole_set_it_is_the_curvature_along_the_gradient(examples, params):
-    got = batch_sharpness(loss, params, stacked(examples, [range(6)]))
+    got = measured(params, stacked(examples, [range(6)]))
     g, H = dense(params, examples)
     np.testing.assert_allclose(got.own, g @ H @ g / (g @ g), rtol=1e-4)
     np.testing.assert_allclose(got.other, got.own, rtol=1e-6)
-    top = sharpness(lambda p: loss(p, examples), params, key=jax.random.key(2), k=26)
+    key = jax.random.key(2)
+    top = jax.jit(lambda p: sharpness(lambda q: loss(q, examples), p, key=key, k=26))(params)
     assert got.own < top
 
 
@@ -97,3 +103,24 @@ def test_one_example_of_a_linear_model_curves_by_its_squared_length():
     h = np.array([1.0, 4.0, 9.0])  # g = h along its own axis
     np.testing.assert_allclose(got.own, (h**3).sum() / (h**2).sum(), rtol=1e-5)
     np.testing.assert_allclose(got.other, 0.0, atol=1e-6)
+
+
+def test_batch_sharpness_scales_with_the_loss_down_to_underflow():
+    batches = jnp.array([[1.0, 0.0], [1.0, 3.0], [2.0, 1.0]])
+
+    @jax.jit
+    @jax.vmap
+    def of_scaled(scale):
+        return batch_sharpness(lambda w, h: scale * 0.5 * jnp.sum(h * w**2), jnp.ones(2), batches)
+
+    scales = jnp.array([1.0, 1e-10, 1e-20, 1e-30, 1e20])
+    for part in of_scaled(scales):
+        np.testing.assert_allclose(part / scales, part[0], rtol=1e-5)
+
+
+def test_a_batch_without_a_gradient_weighs_nothing_and_all_of_them_are_nan():
+    batches = jnp.array([[0.0, 0.0], [1.0, 3.0]])
+    got = batch_sharpness(lambda w, h: 0.5 * jnp.sum(h * w**2), jnp.ones(2), batches)
+    np.testing.assert_allclose(got, (28 / 10, 0.0), rtol=1e-6)
+    nothing = batch_sharpness(lambda w, h: 0.5 * jnp.sum(h * w**2), jnp.zeros(2), batches)
+    assert jnp.isnan(nothing.own) and jnp.isnan(nothing.other)

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "types": 0,
+    "numerics": 0.5,  # knows the shapes; every room may know it
     **dict.fromkeys(("models", "data", "objectives", "measures", "theory"), 1),
     **dict.fromkeys(("dynamics", "sweep"), 2),
     **dict.fromkeys(("claims", "plotting", "peers"), 3),

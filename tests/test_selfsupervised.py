@@ -141,6 +141,14 @@ def test_only_masked_tokens_count():
     assert o.masked_prediction(logits, tokens, jnp.zeros_like(masked)) == 0
 
 
+def test_a_masked_token_that_does_not_exist_gives_nan_and_others_may_be_anything():
+    logits, masked = jnp.zeros((3, 4)), jnp.array([True, False, False])
+    for missing in (-1, 4):
+        wrong = jnp.array([1, missing, 2])
+        np.testing.assert_allclose(o.masked_prediction(logits, wrong, masked), np.log(4), rtol=1e-6)
+        assert jnp.isnan(o.masked_prediction(logits, wrong, ~masked))
+
+
 @pytest.mark.parametrize("loss", TWO_VIEWS.values(), ids=TWO_VIEWS)
 @pytest.mark.parametrize("kind", ["constant", "zero", "huge", "tiny", "alike"])
 def test_values_and_gradients_are_finite_for_any_batch(loss, kind):
@@ -153,6 +161,87 @@ def test_values_and_gradients_are_finite_for_any_batch(loss, kind):
         pytest.skip("covariances to the fourth power: float32 ends at 1e9, as in the paper's form")
     value, slope = jax.value_and_grad(loss)(first, second)
     assert jnp.isfinite(value) and jnp.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("rows", [32, 1000])
+@pytest.mark.parametrize("value", [10.1, -0.3, 1e6 + 0.1, 1e-30])
+def test_a_batch_that_is_constant_in_float32_has_no_variance(rows, value):
+    constant = jnp.full((rows, 2), value)
+    np.testing.assert_array_equal(o.cross_correlation(constant, constant), 0)
+    assert o.barlow_twins(constant, constant) == 2
+    np.testing.assert_allclose(o.vicreg(constant, constant), [0, 1.98, 0], rtol=1e-6)
+    varied = normal_rows(rows)
+    for first, second in ((constant, constant), (constant, varied), (varied, constant)):
+        slope = jax.grad(o.barlow_twins)(first, second)
+        np.testing.assert_array_equal(slope, 0)  # a constant correlates with nothing
+
+
+def normal_rows(rows):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(rows, 2)), float)
+
+
+def test_rows_that_differ_by_rounding_alone_count_as_constant():
+    rows = jnp.full((16, 2), 10.1).at[::2].multiply(1 + 3e-7)
+    assert jnp.ptp(rows) > 0
+    assert o.barlow_twins(rows, rows) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e18])
+def test_objectives_of_angles_and_of_correlations_see_no_scale(scale):
+    first, second = as_jax(*views(4))
+    for loss in (*(TWO_VIEWS[name] for name in TWO_VIEWS if name != "vicreg"), one_power):
+        value, slope = jax.value_and_grad(loss)(first, second)
+        scaled_value, scaled_slope = jax.value_and_grad(loss)(scale * first, scale * second)
+        np.testing.assert_allclose(scaled_value, value, rtol=1e-5)
+        np.testing.assert_allclose(scale * scaled_slope, slope, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(o.uniformity(scale * first), o.uniformity(first), rtol=1e-5)
+
+
+def one_power(first, second):
+    return o.alignment(first, second, power=1)
+
+
+def test_direction_is_known_down_to_the_smallest_normal_number():
+    rows = jnp.array([[3.0, 4.0]])
+    for scale in (1e-37, 1e-20, 1.0, 1e20, 1e37):
+        np.testing.assert_allclose(o.unit(scale * rows), [[0.6, 0.8]], rtol=1e-6)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(o.unit(1e-300 * jnp.array([[3.0, 4.0]])), [[0.6, 0.8]])
+
+
+def test_the_gradient_of_a_direction_is_the_projection_across_it_over_the_length():
+    row, into = jnp.array([1.0, 2.0, -2.0]), jnp.array([0.3, -1.0, 0.5])
+    u = row / 3
+    for scale in (1e-20, 1.0, 1e20):
+        slope = jax.grad(lambda r: o.unit(r) @ into)(scale * row)
+        np.testing.assert_allclose(scale * slope, (into - u * (u @ into)) / 3, rtol=1e-5)
+    slopes = jax.jit(jax.vmap(jax.jacobian(o.unit)))(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(slopes, 0)  # zero has no direction to turn
+
+
+def test_rows_that_are_all_zero_are_all_alike():
+    zero = jnp.zeros((4, 3))
+    assert o.uniformity(zero) == 0
+    assert o.uniformity(zero.at[0, 0].set(1.0)) < -0.5
+    assert o.nt_xent(zero, zero) == pytest.approx(np.log(7))
+    np.testing.assert_array_equal(jax.grad(o.uniformity)(zero), 0)
+
+
+def test_alike_views_are_aligned_to_the_last_bit_at_any_power():
+    first, _ = as_jax(*views(0))
+    for power in (0.5, 1, 2, 3):
+        value, slope = jax.value_and_grad(o.alignment)(first, first, power=power)
+        assert value == 0
+        np.testing.assert_array_equal(slope, 0)
+
+
+def test_features_that_have_nothing_in_common_have_nothing_off_the_diagonal():
+    """The sum of all squares less the diagonal's would be rounding, of either sign."""
+    for seed in range(3):
+        sizes = jnp.asarray(np.random.default_rng(seed).uniform(0.5, 9, 64), float)
+        z = jnp.concatenate([jnp.diag(sizes), -jnp.diag(sizes)])
+        assert o.vicreg(z, z).covariance == 0
+        assert 0 <= o.barlow_twins(z, z, off_diagonal=1.0) < 1e-11
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1e3, 1e9])
@@ -183,8 +272,33 @@ def test_views_of_other_shapes_are_refused(loss):
         loss(jnp.ones((5, 3)), jnp.ones((4, 3)))
 
 
-def test_a_temperature_that_is_not_positive_is_refused():
-    with pytest.raises(BadInput, match="temperature: 0; give a positive number"):
-        o.info_nce(jnp.ones((2, 2)), jnp.ones((2, 2)), temperature=0)
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, jnp.float32, jnp.array])
+@pytest.mark.parametrize("value", [0.0, -0.5, np.nan])
+def test_a_number_that_is_not_positive_is_refused_wherever_it_is_known(kind, value):
+    rows, given = jnp.ones((2, 2)), kind(value)
+    told = f"{value}; give a positive number"
+    for loss in (o.info_nce, o.nt_xent):
+        with pytest.raises(BadInput, match=f"temperature: {told}"):
+            loss(rows, rows, temperature=given)
+        with pytest.raises(BadInput, match=f"temperature: {told}"):
+            jax.jit(lambda r, loss=loss: loss(r, r, temperature=given))(rows)
+    with pytest.raises(BadInput, match=f"power: {told}"):
+        o.alignment(rows, rows, power=given)
+    with pytest.raises(BadInput, match=f"sharpness: {told}"):
+        o.uniformity(rows, sharpness=given)
+
+
+def test_numbers_may_be_traced():
+    first, second = as_jax(*views(0))
+    temperatures = jnp.array([0.1, 1.0])
+    for loss in (o.info_nce, o.nt_xent):
+        many = jax.jit(jax.vmap(lambda t, loss=loss: loss(first, second, temperature=t)))
+        one_by_one = [loss(first, second, temperature=t) for t in (0.1, np.float32(1.0))]
+        np.testing.assert_allclose(many(temperatures), one_by_one, rtol=1e-5)
+    power = jax.jit(lambda p: o.alignment(first, second, power=p))(3.0)
+    np.testing.assert_allclose(power, o.alignment(first, second, power=3), rtol=1e-5)
+
+
+def test_masks_of_other_shapes_are_refused():
     with pytest.raises(BadInput, match="masked: shape"):
         o.masked_prediction(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.zeros(3, bool))

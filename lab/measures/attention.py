@@ -3,18 +3,21 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lab.numerics import centred, length
+
 
 def token_residual(x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
     """What tokens have of their own: `X - 1 x̄ᵀ`, x̄ their mean, nearest to X of rank-1 `1 xᵀ`.
 
     Nearest in the Frobenius norm. Source: Dong et al. 2021, arXiv 2103.03404, section 2, who
-    take the minimum in another norm.
+    take the minimum in another norm. Where tokens are alike but for rounding it is exactly 0
+    (`lab.numerics.centred`).
 
     >>> token_residual(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
     Array([[-1.,  0.],
            [ 1.,  0.]], dtype=float32)
     """
-    return x - x.mean(-2, keepdims=True)
+    return centred(x, -2)
 
 
 def rank_one_residual(x: Float[Array, "*b n d"]) -> Float[Array, "*b"]:
@@ -25,7 +28,8 @@ def rank_one_residual(x: Float[Array, "*b n d"]) -> Float[Array, "*b"]:
     >>> rank_one_residual(jnp.array([[1.0, 0.0], [-1.0, 0.0]]))  # nothing in common
     Array(1., dtype=float32)
     """
-    return jnp.linalg.norm(token_residual(x), axis=(-2, -1)) / jnp.linalg.norm(x, axis=(-2, -1))
+    flat = (*x.shape[:-2], -1)
+    return length(token_residual(x).reshape(flat), -1) / length(x.reshape(flat), -1)
 
 
 def attention_entropy(weights: Float[Array, "*b l s"]) -> Float[Array, "*b l"]:

@@ -60,7 +60,11 @@ class Ritz(NamedTuple):
 
 
 class Eigenpair(NamedTuple):
-    """An eigenvalue, its unit eigenvector (a warm start for the next one) and its error bound."""
+    """An eigenvalue, its unit eigenvector (a warm start for the next one) and its error bound.
+
+    The bound, that of `lanczos`, is of the Krylov space alone: rounding, of about `ε ||A||` and of
+    the products themselves, is not in it. A residual of 0 says that the space was exhausted.
+    """
 
     value: Scalar
     vector: Params
@@ -166,7 +170,9 @@ def lanczos(matvec: Callable[[Params], Params], vector: Params, k: int) -> Ritz:
     after r + 1 products, on the identity after one. What comes after is rounding, so the recursion
     is cut at the first sub-diagonal entry `β ≤ 64 ε ||A||` and the rest is masked by NaN. Each
     eigenvalue is found once, whatever its multiplicity. A non-finite product or a zero `vector`
-    makes everything NaN. Products shorter than 1e-19 (float32) underflow: rescale such a loss.
+    makes everything NaN. So does a matrix so small that the sub-diagonal at which the recursion is
+    cut would underflow when squared: `0 < ||A|| < sqrt(n tiny) / (64 ε)`, 1.4e-14 sqrt(n) in
+    float32 and 1e-140 sqrt(n) in float64. Rescale such a loss.
 
     Source: Parlett (1998), The Symmetric Eigenvalue Problem, chapter 13; residuals by its
     section 13.2, `||A u - θ u|| = β_k |s_k|`, to within rounding, about `ε ||A||`.
@@ -342,7 +348,9 @@ def sharpness(
     """Sharpness `λ_max(∇²L(θ))`: the largest ALGEBRAIC eigenvalue of the Hessian.
 
     Of the loss as it is stepped, with its own factor 1/2 and mean. `top_eigenpair` also gives the
-    residual and the vector. Source: Cohen et al. (2021), arXiv 2103.00065, section 2.
+    residual and the vector. A Hessian of norm below 1.4e-14 sqrt(parameters) in float32 (1e-11 of a
+    million) gives NaN, but for one that is exactly zero: multiply such a loss by a constant.
+    Source: Cohen et al. (2021), arXiv 2103.00065, section 2.
 
     >>> loss = lambda w: 0.5 * (3 * w[0] ** 2 - 5 * w[1] ** 2)
     >>> round(float(sharpness(loss, jnp.ones(2), key=jax.random.key(0))), 4)
@@ -471,6 +479,10 @@ def _ritz(
     diagonal = jnp.where(kept, diagonal, 0)
     coupling = jnp.where(kept[1:], below[:-1], 0)
     finite = jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(coupling))
+
+    # Lengths are roots of squares: where the cut itself underflows, nothing can be told.
+    norm, limits = jnp.maximum(jnp.max(jnp.abs(diagonal)), below[0]), jnp.finfo(below.dtype)
+    finite &= (norm == 0) | (norm >= (basis.shape[1] * limits.tiny) ** 0.5 / (64 * limits.eps))
 
     # Diagonalise; masked rows are decoupled and lie below the spectrum, so they sort last.
     diagonal, coupling = jnp.where(finite, diagonal, 0), jnp.where(finite, coupling, 0)

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from lab.measures.curvature import hessian
+from lab.numerics import length, scaled, unit
 from lab.types import Params
 
 Scalar = Float[Array, ""]
@@ -37,7 +39,9 @@ def batch_sharpness(
     The means are over the batches given, and the quotient of two has a bias of order one over their
     number. C is the batch after B in the given order, the first after the last: draw them
     independently. Of one batch alone, `own` and `other` are the curvature along its gradient, which
-    is at most its sharpness. Batches run one after the other: memory does not grow with them.
+    is at most its sharpness. The scale of the loss does not matter, down to gradients and
+    curvatures of 1e-37 (float32); NaN where all gradients are zero. Batches run one after the
+    other: memory does not grow with them.
 
     Source: Andreyev and Beneventano 2024, arXiv 2412.20553, where it hovers at 2 / lr for SGD; with
     momentum: Andreyev et al. 2026, arXiv 2604.14108.
@@ -56,12 +60,16 @@ def batch_sharpness(
 
     def curvatures(pair: tuple[PyTree[Array], PyTree[Array]]) -> tuple[Array, Array, Array]:
         def along(batch: PyTree[Array]) -> Array:
-            return optax.tree.vdot(g, hessian(lambda p: loss(p, batch), params).matvec(g))
+            product = hessian(lambda p: loss(p, batch), params).matvec(direction)
+            return optax.tree.vdot(direction, product)
 
         own, other = pair
-        g = jax.grad(loss)(params, own)
-        return along(own), along(other), optax.tree.vdot(g, g)
+        g, unravel = ravel_pytree(jax.grad(loss)(params, own))
+        direction = unravel(unit(g))
+        return along(own), along(other), length(g)
 
     following = jax.tree.map(lambda leaf: jnp.roll(leaf, -1, axis=0), batches)
-    own, other, square = map(jnp.mean, jax.lax.map(curvatures, (batches, following)))
-    return BatchSharpness(own / square, other / square)
+    own, other, lengths = jax.lax.map(curvatures, (batches, following))
+    weights = scaled(lengths) ** 2
+    square = jnp.sum(weights)
+    return BatchSharpness(jnp.sum(weights * own) / square, jnp.sum(weights * other) / square)

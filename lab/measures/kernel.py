@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lab.numerics import length, scaled
 from lab.types import Params
 
 
@@ -63,18 +64,21 @@ def output_mean(kernel: Float[Array, "n c m c"]) -> Float[Array, "n m"]:
 def kernel_drift(kernel: Float[Array, "n m"], start: Float[Array, "n m"]) -> Float[Array, ""]:
     """How far a kernel has moved: `|K - K_0| / |K_0|` (Frobenius), 0 in the lazy limit.
 
+    At any scale of the kernels; NaN where both are zero.
+
     >>> float(kernel_drift(3 * jnp.eye(2), jnp.eye(2)))
     2.0
     """
-    return jnp.linalg.norm(kernel - start) / jnp.linalg.norm(start)
+    return length(kernel - start) / length(start)
 
 
 def kernel_alignment(kernel: Float[Array, "n m"], other: Float[Array, "n m"]) -> Float[Array, ""]:
-    """Cosine of the angle between two kernels as vectors, whatever their scale.
+    """Cosine of the angle between two kernels as vectors, whatever their scale; NaN if one is zero.
 
     Source: Cristianini et al. 2001, "On kernel-target alignment", definition 1.
 
     >>> float(kernel_alignment(3 * jnp.eye(2), jnp.eye(2)).round(6))
     1.0
     """
-    return jnp.sum(kernel * other) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(other))
+    one, two = scaled(kernel), scaled(other)
+    return jnp.sum(one * two) / (length(one) * length(two))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lab.numerics import length
+
 
 class Plane(NamedTuple):
     """A plane through `origin`, spanned by two orthonormal rows."""
@@ -23,15 +25,18 @@ def plane(
 ) -> Plane:
     """The plane of two directions: its first axis along `first`, its second towards `second`.
 
-    NaN where the two are parallel, or one is zero.
+    NaN where the two are parallel (to an angle of 64 ε, below which what is left of the second is
+    rounding), or one is zero.
 
     >>> plane(jnp.zeros(3), jnp.array([2.0, 0.0, 0.0]), jnp.array([1.0, 3.0, 0.0])).axes
     Array([[1., 0., 0.],
            [0., 1., 0.]], dtype=float32)
     """
-    along = first / jnp.linalg.norm(first)
-    rest = second - (second @ along) * along
-    return Plane(origin, jnp.stack([along, rest / jnp.linalg.norm(rest)]))
+    along, towards = first / length(first), second / length(second)
+    rest = towards - (towards @ along) * along
+    left = length(rest)
+    parallel = left <= 64 * jnp.finfo(rest.dtype).eps
+    return Plane(origin, jnp.stack([along, rest / jnp.where(parallel, jnp.nan, left)]))
 
 
 def coordinates(plane: Plane, points: Float[Array, "*n p"]) -> Float[Array, "*n 2"]:

@@ -1,5 +1,6 @@
 """What is minimised or scored: functions of arrays, never of networks."""
 
+from lab.numerics import unit
 from lab.objectives.selfsupervised import (
     VICReg,
     alignment,
@@ -10,7 +11,6 @@ from lab.objectives.selfsupervised import (
     negative_cosine,
     nt_xent,
     uniformity,
-    unit,
     vicreg,
 )
 from lab.objectives.supervised import accuracy, cross_entropy, mse

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from lab.numerics import Number, centred, check_positive, unit
 from lab.types import BadInput
 
 Batch = Float[Array, "n d"]
@@ -18,21 +19,8 @@ Other = Float[Array, "_ _"]
 """Should have the shape of the first; checked in words."""
 Scalar = Float[Array, ""]
 
-EPS = 1e-12
-"""Added to a squared length, so that a zero row has a direction (zero) and a finite gradient."""
 
-
-def unit(rows: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """Each row divided by its length; a zero row stays zero.
-
-    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
-    Array([[0.6, 0.8],
-           [0. , 0. ]], dtype=float32)
-    """
-    return rows * lax.rsqrt(jnp.sum(rows**2, -1, keepdims=True) + EPS)
-
-
-def info_nce(first: Batch, second: Other, *, temperature: int | float | Scalar = 0.1) -> Scalar:
+def info_nce(first: Batch, second: Other, *, temperature: Number = 0.1) -> Scalar:
     """InfoNCE, one-sided: which of the n second views belongs to each first, in nats.
 
         -1/n sum_i log [exp(z_i · z'_i / τ) / sum_j exp(z_i · z'_j / τ)],   z of unit length
@@ -48,12 +36,13 @@ def info_nce(first: Batch, second: Other, *, temperature: int | float | Scalar =
     >>> round(float(info_nce(jnp.eye(4), jnp.eye(4), temperature=1e3)), 3)  # log 4
     1.386
     """
-    _check(first, second, temperature)
+    _check(first, second)
+    check_positive(temperature=temperature)
     logits = unit(first) @ unit(second).T / temperature
     return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits)))
 
 
-def nt_xent(first: Batch, second: Other, *, temperature: int | float | Scalar = 0.5) -> Scalar:
+def nt_xent(first: Batch, second: Other, *, temperature: Number = 0.5) -> Scalar:
     """NT-Xent, InfoNCE two-sided: each of 2 n views finds its other among the 2 n - 1 left.
 
         -1/(2n) sum_i log [exp(z_i · z_i' / τ) / sum_{j ≠ i} exp(z_i · z_j / τ)]
@@ -69,7 +58,8 @@ def nt_xent(first: Batch, second: Other, *, temperature: int | float | Scalar = 
     >>> round(float(nt_xent(jnp.eye(4), jnp.eye(4), temperature=1e3)), 3)  # log 7
     1.945
     """
-    _check(first, second, temperature)
+    _check(first, second)
+    check_positive(temperature=temperature)
     z, n = unit(jnp.concatenate([first, second])), len(first)
     others = ~jnp.eye(2 * n, dtype=bool)
     logits = jnp.where(others, z @ z.T / temperature, -jnp.inf)
@@ -80,7 +70,9 @@ def nt_xent(first: Batch, second: Other, *, temperature: int | float | Scalar = 
 def cross_correlation(first: Batch, second: Other) -> Float[Array, "d d"]:
     """Correlation over the batch of each feature of the first views with each of the second.
 
-    A feature that is constant has correlation 0 with all.
+    A feature that is constant (`lab.numerics.centred`) has correlation 0 with all. The usual code
+    is a batch norm without parameters instead: it divides by `sqrt(variance + 1e-5)`, so that
+    features of small variance correlate less there, and here at any scale.
 
     Raises:
         BadInput: shapes that differ; fewer than two rows.
@@ -92,22 +84,16 @@ def cross_correlation(first: Batch, second: Other) -> Float[Array, "d d"]:
     """
     _check(first, second)
     _check_several(first)
-
-    def standard(z: Batch) -> Batch:
-        centred = z - z.mean(0)[None]
-        return centred * lax.rsqrt(jnp.mean(centred**2, 0) + EPS)[None]
-
-    return standard(first).T @ standard(second) / len(first)
+    return unit(centred(first), axis=0).T @ unit(centred(second), axis=0)
 
 
-def barlow_twins(
-    first: Batch, second: Other, *, off_diagonal: int | float | Scalar = 5e-3
-) -> Scalar:
+def barlow_twins(first: Batch, second: Other, *, off_diagonal: Number = 5e-3) -> Scalar:
     """Barlow Twins: the views' cross-correlation C should be the identity.
 
         sum_i (1 - C_ii)² + λ sum_{i ≠ j} C_ij²
 
-    A constant batch gives d. Source: Zbontar et al. 2021, arXiv 2103.03230, equation 1.
+    A constant batch gives d. The authors' code standardises features as `cross_correlation` says,
+    and its λ is 0.0051. Source: Zbontar et al. 2021, arXiv 2103.03230, equation 1.
 
     Raises:
         BadInput: shapes that differ; fewer than two rows.
@@ -116,8 +102,8 @@ def barlow_twins(
     2.0
     """
     correlation = cross_correlation(first, second)
-    same = jnp.diagonal(correlation)
-    return jnp.sum((1 - same) ** 2) + off_diagonal * (jnp.sum(correlation**2) - jnp.sum(same**2))
+    off = jnp.sum(_off_diagonal(correlation) ** 2)
+    return jnp.sum((1 - jnp.diagonal(correlation)) ** 2) + off * off_diagonal
 
 
 class VICReg(NamedTuple):
@@ -135,8 +121,10 @@ def vicreg(first: Batch, second: Other, *, std: int | float = 1) -> VICReg:
         variance      1/d sum_j max(0, std - sqrt(Var z_j + 1e-4)), summed over both views
         covariance    1/d sum_{j ≠ k} Cov(z_j, z_k)², summed over both views
 
-    with variances divided by n - 1. Source: Bardes, Ponce and LeCun 2022, arXiv 2105.04906,
-    equations 1 to 5; their weights are 25, 25, 1 (their code takes invariance by feature, / d).
+    with variances divided by n - 1. Their weights in the paper are 25, 25, 1. The authors' code
+    differs: its invariance is a mean over features too (1/d of this one), and its variance term
+    is half of this one, a mean over both views. Source: Bardes, Ponce and LeCun 2022,
+    arXiv 2105.04906, equations 1 to 5.
 
     Raises:
         BadInput: shapes that differ; fewer than two rows.
@@ -148,11 +136,10 @@ def vicreg(first: Batch, second: Other, *, std: int | float = 1) -> VICReg:
     _check_several(first)
 
     def one_view(z: Batch) -> tuple[Scalar, Scalar]:
-        centred = z - z.mean(0)[None]
-        covariance = centred.T @ centred / (len(z) - 1)
-        spread = jnp.diagonal(covariance)
-        short = jax.nn.relu(std - jnp.sqrt(spread + 1e-4))
-        return jnp.mean(short), (jnp.sum(covariance**2) - jnp.sum(spread**2)) / z.shape[1]
+        own = centred(z)
+        covariance = own.T @ own / (len(z) - 1)
+        short = jax.nn.relu(std - jnp.sqrt(jnp.diagonal(covariance) + 1e-4))
+        return jnp.mean(short), jnp.sum(_off_diagonal(covariance) ** 2) / z.shape[1]
 
     (v1, c1), (v2, c2) = one_view(first), one_view(second)
     return VICReg(jnp.mean(jnp.sum((first - second) ** 2, -1)), v1 + v2, c1 + c2)
@@ -185,6 +172,9 @@ def masked_prediction(
 ) -> Scalar:
     """Mean cross entropy, in nats, of the tokens that were masked; 0 where none was.
 
+    A masked token that does not exist (from 0 to v - 1) gives NaN; one that is not masked may be
+    any number.
+
     Source: Devlin et al. 2019, arXiv 1810.04805, section 3.1 (all masked tokens replaced).
 
     Raises:
@@ -199,30 +189,35 @@ def masked_prediction(
             f"tokens: shape {tokens.shape} and masked: shape {masked.shape} should be "
             f"{logits.shape[:-1]}, as logits"
         )
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], -1)[..., 0]
+    known = jnp.where(tokens < 0, logits.shape[-1], tokens)[..., None]  # or -1 would be the last
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), known, -1, mode="fill")[..., 0]
     return -jnp.sum(jnp.where(masked, chosen, 0.0)) / jnp.maximum(jnp.sum(masked), 1)
 
 
-def alignment(first: Batch, second: Other, *, power: int | float = 2) -> Scalar:
+def alignment(first: Batch, second: Other, *, power: Number = 2) -> Scalar:
     """How far apart the views of one example are on the unit sphere: mean |z - z'|^power.
 
     0 is best. Source: Wang and Isola 2020, arXiv 2005.10242, section 4.2.
 
     Raises:
-        BadInput: shapes that differ.
+        BadInput: shapes that differ, a power that is not positive.
 
     >>> float(alignment(jnp.eye(2), -jnp.eye(2)))
     4.0
     """
     _check(first, second)
+    check_positive(power=power)
     squared = jnp.sum((unit(first) - unit(second)) ** 2, -1)
-    return jnp.mean(squared if power == 2 else (squared + EPS) ** (power / 2))
+    apart = squared > 0
+    powers = jnp.where(apart, squared, 1) ** (power / 2)
+    return jnp.mean(jnp.where(apart, powers, 0 * squared))  # not 0: NaN stays NaN
 
 
-def uniformity(embeddings: Batch, *, sharpness: int | float = 2) -> Scalar:
+def uniformity(embeddings: Batch, *, sharpness: Number = 2) -> Scalar:
     """How evenly rows fill the unit sphere: log of the mean over pairs of exp(-t |z_i - z_j|²).
 
-    0 where all are alike, at least -4 t; in many dimensions, evenly spread, near -2 t.
+    0 where all are alike (also where all are zero), at least -4 t; in many dimensions, evenly
+    spread, near -2 t.
     Source: Wang and Isola 2020, arXiv 2005.10242, section 4.2.
 
     Args:
@@ -230,23 +225,27 @@ def uniformity(embeddings: Batch, *, sharpness: int | float = 2) -> Scalar:
         sharpness: t, positive.
 
     Raises:
-        BadInput: fewer than two rows.
+        BadInput: fewer than two rows, a sharpness that is not positive.
 
     >>> float(uniformity(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))
     -8.0
     """
     _check_several(embeddings)
+    check_positive(sharpness=sharpness)
     z, n = unit(embeddings), len(embeddings)
-    squared = jnp.maximum(2 - 2 * z @ z.T, 0)
-    apart = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, -sharpness * squared)
+    lengths = jnp.sum(z**2, -1)
+    squared = jnp.maximum(lengths[:, None] + lengths[None] - 2 * z @ z.T, 0)
+    apart = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, -squared * sharpness)
     return jax.nn.logsumexp(apart) - jnp.log(n * (n - 1.0))
 
 
-def _check(first: Array, second: Array, temperature: int | float | Array | None = None) -> None:
+def _off_diagonal(matrix: Array) -> Array:
+    return jnp.where(jnp.eye(len(matrix), dtype=bool), 0, matrix)
+
+
+def _check(first: Array, second: Array) -> None:
     if first.shape != second.shape:
         raise BadInput(f"second: shape {second.shape} should be {first.shape}, as first")
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise BadInput(f"temperature: {temperature}; give a positive number")
 
 
 def _check_several(batch: Array) -> None:

@@ -33,7 +33,8 @@ def cross_entropy(
         -1/n sum_i sum_k target_ik log softmax(logits_i)_k
 
     An integer target of shape [n] holds classes 0 ... c - 1; a float target of shape [n, c] holds
-    probabilities, whose rows should sum to 1 (one-hot or soft). A class >= c gives NaN.
+    probabilities, whose rows should sum to 1 (one-hot or soft). A class that does not
+    exist gives NaN, -1 too.
 
     Raises:
         BadInput: when the shape of the target is neither of these.
@@ -43,7 +44,8 @@ def cross_entropy(
     """
     if jnp.issubdtype(target.dtype, jnp.integer):
         _one_label_each(target, logits)
-        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, target))
+        classes = jnp.where(target < 0, logits.shape[-1], target)  # or -1 would be the last
+        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes))
     _same_shape("target", target, "logits", logits)
     return jnp.mean(optax.losses.softmax_cross_entropy(logits, target))
 
