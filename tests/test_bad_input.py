@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lab.sweep.runner
-from lab.sweep import sweep
+from lab.sweep import run, sweep
 from lab.types import BadInput, Dynamics
 
 
@@ -46,7 +45,7 @@ CASES = {
         "axes: 'step' is a name of the engine",
     ),
     "no function": ({"dynamics": None}, "dynamics: None is no function"),
-    "shared words": ({"shared": {"seed": "abc"}}, "shared: 'seed' is a str"),
+    "shared words": ({"shared": {"seed": "abc"}}, "shared: 'seed' holds <U3"),
     "ragged masks": ({"axes": {"lr": {"a": [1.0], "b": [1.0, 2.0]}}}, "axes: 'lr' has arrays"),
     "empty labels": ({"axes": {"lr": {}}}, "axes: 'lr' is empty"),
     "unknown axis": ({"axes": {"rate": [0.1]}}, "axes: dynamics takes no 'rate'"),
@@ -65,7 +64,7 @@ CASES = {
     "steps true": ({"steps": True}, "steps: True"),
     "steps words": ({"steps": "10"}, "steps: '10'"),
     "every": ({"every": 3}, "every: 3 does not divide steps=10; 2 would"),
-    "inspect_every": ({"inspect_every": 2}, "inspect_every: 2 must divide"),
+    "inspect_every": ({"inspect_every": 3}, "inspect_every: 3 does not divide steps=10; 2 would"),
     "no inspect": (
         {"dynamics": changed(inspect=None), "inspect_every": 10},
         "inspect_every: given, but",
@@ -75,7 +74,7 @@ CASES = {
     "layout a number": ({"layout": 4}, "layout: 4 is no Layout"),
     "layout true": ({"layout": {"width": True}}, "layout: width is True"),
     "layout zero": ({"layout": {"width": 0}}, "layout: width is 0"),
-    "layout segment": ({"layout": {"segment": 7}}, "layout: segment is 7"),
+    "layout segment": ({"layout": {"segment": 10**12}}, "layout: segment is 10+; give at most"),
     "layout devices": ({"layout": {"devices": 999}}, "layout: devices is 999"),
     "dims unknown": ({"dims": {"v": ("i",)}}, "dims: no record is named 'v'"),
     "dims too many": ({"dims": {"w": ("i", "j")}}, "dims: 'w' has shape"),
@@ -151,7 +150,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_refused_in_one_line_before_compiling(case, monkeypatch):
-    monkeypatch.setattr(lab.sweep.runner, "program", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(run, "program", lambda *_, **__: pytest.fail("compiled"))
     given, named = CASES[case]
     with pytest.raises(BadInput, match=named) as refused:
         sweep(**{"dynamics": process, **GOOD, **given})

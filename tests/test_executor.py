@@ -15,7 +15,10 @@ import psutil
 import pytest
 import submitit
 
-from lab.sweep import final_states, jobs, runner, store, sweep
+from lab.sweep import book, final_states, jobs, parts, run, sweep
+from lab.sweep.axes import parsed
+from lab.sweep.cadence import Cadence
+from lab.sweep.layout import available
 from lab.types import BadInput, Dynamics
 from tests.processes import AXES, CADENCE, LAYOUT, digest, files, minibatch
 
@@ -48,7 +51,7 @@ def reached(folder):
     found = {}
     for file in folder.glob("states/*.npz"):
         with np.load(file) as saved:
-            found[int(file.stem)] = int(saved["cursor"][1])
+            found[int(file.stem)] = int(saved["step"])
     return found
 
 
@@ -151,15 +154,16 @@ class Ended(BaseException):
 def test_a_store_half_done_in_one_process_is_finished_by_an_executor(
     alone, pool, tmp_path, monkeypatch
 ):
-    save, left = store.Store.save, iter(range(7))
+    append, left = book.Book.append, iter(range(7))
 
     def ending(self, *given):
-        save(self, *given)
+        last = append(self, *given)
         if next(left, None) is None:
             raise Ended
+        return last
 
     with monkeypatch.context() as patched, pytest.raises(Ended):
-        patched.setattr(store.Store, "save", ending)
+        patched.setattr(book.Book, "append", ending)
         sweep(minibatch, AXES, **SETTINGS, store=tmp_path)
     assert 0 < sum(reached(tmp_path).values()) < CADENCE["steps"]
     sweep(minibatch, AXES, **SETTINGS, store=tmp_path, executor=pool)
@@ -179,7 +183,7 @@ def test_interrupted_jobs_leave_a_store_that_one_process_finishes(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(jobs, "_done", interrupted)
         sweep(minibatch, AXES, **SETTINGS, store=tmp_path, executor=pool)
-    assert not [*tmp_path.glob("job-*")]
+    assert not [*tmp_path.glob("lease-*")]
     for job in given.values():  # those begun notice that their coordinator is gone
         assert job.cancelled() or b"sweep that gave this job out has ended" in job.result()
     assert min(reached(tmp_path).values()) < CADENCE["steps"]
@@ -203,17 +207,15 @@ def test_an_interrupt_cancels_the_jobs_that_have_not_begun(tmp_path, monkeypatch
     assert waiting and all(job.cancelled() for job in waiting)
 
 
-def test_a_store_of_two_devices_goes_on_where_there_is_one(tmp_path, monkeypatch):
+def test_a_store_of_two_devices_goes_on_where_there_is_one(tmp_path):
     axes, settings = {"lr": [0.1], "seed": range(3)}, SHORT | {"steps": 40}
-    layout = SHORT["layout"] | {"devices": 2}
-    whole = sweep(minibatch, axes, **settings | {"layout": layout}, store=tmp_path / "whole")
-    sweep(minibatch, axes, **SHORT | {"layout": layout}, store=tmp_path / "moved")
-    one = jax.devices()[:1]
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(jax, "devices", lambda: one)
-    moved = sweep(minibatch, axes, **settings, store=tmp_path / "moved")
-    np.testing.assert_array_equal(moved.loss, whole.loss)
-    assert '"devices": 2' in moved.layout
+    for name, devices in (("whole", (2, 2)), ("moved", (2, 1)), ("back", (1, 2))):
+        for steps, count in zip((20, 40), devices, strict=True):
+            layout = SHORT["layout"] | {"devices": count}
+            given = settings | {"steps": steps, "layout": layout, "store": tmp_path / name}
+            data = sweep(minibatch, axes, **given)
+        assert f'"devices": {count}' in data.layout
+        assert files(tmp_path / name) == files(tmp_path / "whole")
 
 
 def test_an_executor_adds_steps_and_runs_to_a_store_of_two_devices(pool, tmp_path):
@@ -351,12 +353,12 @@ def test_a_lost_job_is_given_out_again_a_few_times(tmp_path):
 def test_a_job_without_its_coordinator_writes_nothing(tmp_path):
     axes = {"lr": [0.1], "seed": range(2)}
     sweep(minibatch, axes, **SHORT, store=tmp_path)
-    before, claim = files(tmp_path), tmp_path / "gone"
-    grid = runner.parsed(axes)
-    part = runner.Part(minibatch, grid, {}, {}, runner.Cadence(80, 5, None))
+    before, lease = files(tmp_path), tmp_path / "gone"
+    cadence = Cadence(80, {"step": np.arange(0, 81, 5)})
+    part = parts.Part(minibatch, parsed(axes), {}, {}, cadence)
     with pytest.raises(BadInput, match=r"^store: .* the sweep that gave this job out has ended$"):
-        runner._worker(part, tmp_path, "final", claim)(0)
-    assert b"a worker does not see" in (jobs.work(str(claim), 0, 0) or b"")
+        run._worker(part, tmp_path, True, lease)(0)
+    assert b"a worker does not see" in (jobs.work(str(lease), 0, 0) or b"")
     assert files(tmp_path) == before
 
 
@@ -374,7 +376,7 @@ def test_by_default_a_job_is_of_one_device_and_as_wide_as_in_one_process(tmp_pat
     axes, settings = {"lr": [0.1], "seed": range(5)}, {"steps": 20, "every": 5}
     with ThreadPoolExecutor(1) as threads:
         given = sweep(minibatch, axes, **settings, store=tmp_path, executor=threads)
-    width = 3 if jax.device_count() > 1 else 5
+    width = 3 if available() > 1 else 5
     assert f'"devices": 1, "blocks": 1, "width": {width}' in given.layout
     here = sweep(minibatch, axes, **settings)
     assert f'"width": {width}' in here.layout

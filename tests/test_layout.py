@@ -1,12 +1,12 @@
 """Axes and layout: every run is placed once, the same way each time, with little padding."""
 
-import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.sweep.axes import grid_values, parsed, run_keys
-from lab.sweep.layout import CACHE_BYTES, Cost, Layout, chosen
+from lab.sweep.cadence import BEFORE, Cadence
+from lab.sweep.layout import CACHE_BYTES, RECORD_BYTES, Cost, Layout, available, chosen
 
 counts = st.integers(1, 5_000)
 costs = st.builds(
@@ -18,36 +18,67 @@ costs = st.builds(
 
 
 @settings(max_examples=200, deadline=None)
-@given(runs=counts, cost=costs, records=counts, period=st.integers(1, 100))
-def test_a_layout_places_every_run_and_pads_little(runs, cost, records, period):
-    layout = chosen(Layout(), cost, runs=runs, steps=records * period, period=period)
-    assert layout == chosen(Layout(), cost, runs=runs, steps=records * period, period=period)
+@given(runs=counts, cost=costs, steps=st.integers(1, 500_000))
+def test_a_layout_places_every_run_and_pads_little(runs, cost, steps):
+    layout = chosen(Layout(), cost, runs=runs, steps=steps)
+    assert layout == chosen(Layout(), cost, runs=runs, steps=steps)
     assert all(isinstance(field, int) and field >= 1 for field in layout)
-    assert layout.devices == min(runs, jax.device_count())
+    assert layout.devices == min(runs, available())
     assert layout.width <= -(-runs // layout.devices)
     assert layout.width <= 2 or layout.width * cost.step_bytes <= CACHE_BYTES
     if cost.step_flops > 1e7 and cost.step_flops > 3 * cost.step_bytes:
         assert layout.width == 1
-    assert layout.segment % period == 0
+    assert layout.segment <= steps
+    assert layout.segment == 1 or layout.segment * layout.width * cost.record_bytes <= RECORD_BYTES
     dispatches = -(-runs // layout.runs)
     assert (dispatches - 1) * layout.runs < runs
-    # a slot may stay empty in each block, a block in each dispatch: no more
-    slack = layout.devices * layout.width * (dispatches + 1) + layout.devices * layout.blocks
-    assert dispatches * layout.runs - runs <= slack
+    # a slot may stay empty in each block, a block in each device's dispatches: no more
+    blocks = layout.blocks * layout.devices
+    assert (
+        dispatches * layout.runs - runs <= layout.width * (dispatches + 1) + blocks * layout.width
+    )
 
 
-@given(st.fixed_dictionaries({}, optional={name: st.integers(1, 9) for name in Layout._fields}))
+@given(st.fixed_dictionaries({}, optional={n: st.integers(1, 9) for n in Layout._fields[1:]}))
 def test_what_is_asked_for_is_kept(asked):
-    asked = {**asked, "segment": 10} if "segment" in asked else asked
-    cost = Cost(1e6, 1e7, 4.0)
-    layout = chosen(Layout(**asked), cost, runs=100, steps=100, period=10)
+    layout = chosen(Layout(**asked), Cost(1e6, 1e7, 4.0), runs=100, steps=100)
     assert {name: getattr(layout, name) for name in asked} == asked
 
 
-@given(lrs=st.lists(st.floats(0, 10), min_size=1, unique=True), seeds=st.integers(1, 5))
+@given(
+    steps=st.integers(1, 60),
+    length=st.integers(1, 70),
+    often=st.sets(st.integers(0, 60)),
+    rarely=st.sets(st.integers(0, 60)),
+)
+def test_segments_halt_at_every_recorded_step_once_and_end_where_they_meet(
+    steps, length, often, rarely
+):
+    at = {
+        name: np.array(sorted({0, *(t for t in chosen if t <= steps)}))
+        for name, chosen in (("step", often), ("step_rare", rarely))
+    }
+    cadence, reached, seen = Cadence(steps, at), BEFORE, {name: [] for name in at}
+    capacity, shapes = cadence.capacity(length), set()
+    while reached < steps:
+        segment = cadence.segment(reached, length)
+        times, halts = segment.times, segment.halts
+        assert times[0] == max(reached, 0) and times[halts] == segment.stop
+        assert (np.diff(times) >= 0).all() and segment.stop in (steps, *range(0, steps, length))
+        shapes.add((len(times), *(len(slots) for slots in segment.slots.values())))
+        for name, slots in segment.slots.items():
+            kept = np.flatnonzero(slots[:halts] < capacity[name])
+            assert slots[kept].tolist() == [*range(segment.taken[name])]
+            seen[name] += times[1:][kept].tolist()
+        reached = segment.stop
+    assert len(shapes) == 1
+    assert seen == {name: steps.tolist() for name, steps in at.items()}
+
+
+@given(lrs=st.lists(st.floats(0, 10, width=32), min_size=1, unique=True), seeds=st.integers(1, 5))
 def test_the_grid_is_the_product_last_axis_fastest(lrs, seeds):
     axes = parsed({"lr": lrs, "seed": range(seeds)})
     values = grid_values(axes)
-    np.testing.assert_array_equal(values["lr"], np.repeat(lrs, seeds))
+    np.testing.assert_array_equal(values["lr"], np.repeat(np.float32(lrs), seeds))
     np.testing.assert_array_equal(values["seed"], np.tile(np.arange(seeds), len(lrs)))
     assert len(set(run_keys(axes))) == len(lrs) * seeds

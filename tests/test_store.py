@@ -1,5 +1,7 @@
 """A store: killed and resumed to the same bytes, extended, refused where anything differs."""
 
+import contextlib
+import itertools
 import json
 import random
 import signal
@@ -18,7 +20,7 @@ import pytest
 
 import lab.sweep.store as store_module
 import tests.processes as processes
-from lab.sweep import final_states, runner, sweep
+from lab.sweep import final_states, run, sweep
 from lab.types import BadInput, Dynamics
 from tests.processes import AXES, CADENCE, LAYOUT, digest, files, minibatch
 
@@ -95,7 +97,7 @@ class Killed(BaseException):
 def test_ended_at_any_write_and_run_again_gives_the_same_bytes(extending, tmp_path, monkeypatch):
     settings = {**SMALL, "steps": 20, "layout": {"width": 2, "blocks": 1, "segment": 10}}
     more = {"lr": [0.1], "seed": range(7)}
-    whole, last, write = tmp_path / "whole", 0, store_module._write
+    whole, write = tmp_path / "whole", store_module._write
 
     def begun(store):
         if extending:
@@ -103,7 +105,7 @@ def test_ended_at_any_write_and_run_again_gives_the_same_bytes(extending, tmp_pa
 
     begun(whole)
     sweep(minibatch, more, **settings, store=whole)
-    for last in range(3 if extending else 4):  # before points, manifest, the first states
+    for last in itertools.count():
         store, left = tmp_path / str(last), iter(range(last))
         begun(store)
 
@@ -112,12 +114,13 @@ def test_ended_at_any_write_and_run_again_gives_the_same_bytes(extending, tmp_pa
                 raise Killed
             write(path, content)
 
-        monkeypatch.setattr(store_module, "_write", ended)
-        with pytest.raises(Killed):
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            patched.setattr(store_module, "_write", ended)
             sweep(minibatch, more, **settings, store=store)
-        monkeypatch.setattr(store_module, "_write", write)
+            break
         sweep(minibatch, more, **settings, store=store)
         assert files(store) == files(whole)
+    assert last == (13 if extending else 18)  # the manifest, the runs, records and states
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -132,21 +135,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_what_a_process_killed_at_once_left_is_no_store(tmp_path, monkeypatch):
-    def rounded(lr, seed):
-        made = minibatch(lr, seed)
-        return made._replace(observe=lambda s, t: {"loss": jnp.int32(made.observe(s, t)["loss"])})
-
     write = store_module._write
 
-    def killed(path, content):  # the arrays are there, the manifest is not
+    def killed(path, content):  # its folder is there, its manifest is not
         if path.name == "manifest.json":
             raise Killed
         write(path, content)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(store_module, "_write", killed)
-        sweep(rounded, SEEDS, **SMALL | {"layout": {"width": 3}}, store=tmp_path / "left")
-    assert (tmp_path / "left" / "records.zarr" / "loss").is_dir()
+        sweep(other_loss, SEEDS, **SMALL | {"layout": {"width": 3}}, store=tmp_path / "left")
     data = sweep(minibatch, SEEDS, **SMALL, store=tmp_path / "left")
     assert digest(data) == digest(sweep(minibatch, SEEDS, **SMALL, store=tmp_path / "fresh"))
     assert files(tmp_path / "left") == files(tmp_path / "fresh")
@@ -159,7 +157,7 @@ def test_a_stored_sweep_is_the_sweep(uninterrupted):
 
 def test_a_finished_store_is_read_without_computing(tmp_path, monkeypatch):
     first = sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
-    before, program = files(tmp_path), runner.program
+    before, program = files(tmp_path), run.program
 
     def never(*_):
         pytest.fail("computed again")
@@ -167,7 +165,7 @@ def test_a_finished_store_is_read_without_computing(tmp_path, monkeypatch):
     def idle(*given, **settings):
         return program(*given, **settings)._replace(start=never, advance=never)
 
-    monkeypatch.setattr(runner, "program", idle)
+    monkeypatch.setattr(run, "program", idle)
     again = sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
     assert digest(first) == digest(again) and files(tmp_path) == before
 
@@ -186,13 +184,13 @@ def test_more_steps_extend_a_store_as_if_it_had_never_stopped(tmp_path, monkeypa
     layout = {"width": 2, "blocks": 1, "segment": 30}
     short, long = SMALL | {"steps": 50, "layout": layout}, SMALL | {"steps": 120, "layout": layout}
     sweep(minibatch, SEEDS, **short, store=tmp_path / "grown")
-    program = runner.program
+    program = run.program
 
     def going_on(*given, **settings):
         return program(*given, **settings)._replace(start=lambda *_: pytest.fail("began again"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "program", going_on)
+        patched.setattr(run, "program", going_on)
         grown = sweep(minibatch, SEEDS, **long, store=tmp_path / "grown")
     whole = sweep(minibatch, SEEDS, **long, store=tmp_path / "whole")
     assert digest(grown) == digest(whole)
@@ -236,7 +234,9 @@ def edited(store: Path, section: str, name: str, value: object) -> None:
     file = store / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["identity"][section][name] = value
-    file.write_text(json.dumps(manifest))
+    kept = {name: manifest[name] for name in ("identity", "layout")}
+    digest = store_module._digest(json.dumps(kept).encode())
+    file.write_text(json.dumps({**kept, "digest": digest}))
 
 
 def shared_process(lr, seed, data):
@@ -263,7 +263,7 @@ def test_a_store_of_another_computation_is_refused(tmp_path, monkeypatch):
     [
         ("versions", "jax", "0.1", "jax was '0.1' and is now"),
         ("machine", "processor", "abacus", "processor was 'abacus' and is now"),
-        ("precision", "x64", True, "x64 was True and is now False"),
+        ("settings", "enable_x64", "True", "enable_x64 was 'True' and is now 'False'"),
         ("config", "every", 1, "every was 1 and is now 5"),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_store_made_otherwise_is_refused_and_says_what_differs(
 
 def test_precision_is_part_of_what_a_store_is(tmp_path):
     sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
-    with jax.enable_x64(True), pytest.raises(BadInput, match="x64 was False and is now True"):
+    with jax.enable_x64(True), pytest.raises(BadInput, match="x64 was 'False' and is now 'True'"):
         sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
 
 
@@ -325,7 +325,9 @@ def test_a_label_that_stands_for_another_value_is_refused(before, tmp_path):
     )
 
 
-@pytest.mark.parametrize("wrapped", [lambda f: f, jax.jit, jax.checkpoint], ids=str)
+@pytest.mark.parametrize(
+    "wrapped", [lambda f: f, jax.jit, jax.checkpoint], ids=["", "jit", "remat"]
+)
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_an_edited_closed_over_array_is_refused_wherever_it_hides(wrapped, array, tmp_path):
     def process(data):

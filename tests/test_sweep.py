@@ -15,7 +15,8 @@ import pytest
 
 from lab.models import mlp
 from lab.objectives import mse
-from lab.sweep import runner, sweep
+from lab.sweep import run, sweep
+from lab.sweep.layout import available
 from lab.types import Dynamics
 from tests.processes import AXES, BATCH, CADENCE, X, Y, digest, minibatch
 
@@ -246,7 +247,7 @@ def test_static_points_agree_with_sweeps_of_their_own():
 
 
 def test_every_static_point_is_with_the_compiler_before_the_first_runs(monkeypatch):
-    order, ahead = [], runner.ahead
+    order, ahead = [], run.ahead
 
     def noted(*given, **settings):
         programs = ahead(*given, **settings)
@@ -258,7 +259,7 @@ def test_every_static_point_is_with_the_compiler_before_the_first_runs(monkeypat
 
         return programs._replace(advance=advance)
 
-    monkeypatch.setattr(runner, "ahead", noted)
+    monkeypatch.setattr(run, "ahead", noted)
     static = {"width": [1, 2, 3]}
 
     def growing(seed, width):
@@ -277,7 +278,7 @@ def test_the_layout_is_recorded_and_the_same_each_time():
     one, two = (sweep(minibatch, {"lr": [0.1], "seed": range(5)}, **SMALL) for _ in range(2))
     assert json.loads(one.layout)[0].keys() == {"devices", "blocks", "width", "segment"}
     assert one.layout == two.layout and digest(one) == digest(two)
-    assert json.loads(one.layout)[0]["devices"] == min(5, jax.device_count())
+    assert json.loads(one.layout)[0]["devices"] == min(5, available())
 
 
 def test_progress_is_silent_off_a_terminal_and_when_asked(capfd):

@@ -1,4 +1,4 @@
-"""Axes: what varies between runs, and how the runs are named.
+"""Axes: what varies between runs, how the runs are named, and numbers that stay what they are.
 
 An axis is one dimension of the grid: a hyperparameter with its values, several hyperparameters
 drawn together (random points), or labelled arrays. The grid is the product of the axes, last axis
@@ -7,15 +7,21 @@ fastest.
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lab.types import BadInput
 
 LEARNING_RATES = ("lr", "learning_rate")
 """Names under which a negative value makes no sense."""
+
+MOST_RUNS = 10**7
+"""More than this, in an axis or in all, is taken for a slip of the hand."""
 
 
 class Axis(NamedTuple):
@@ -24,7 +30,7 @@ class Axis(NamedTuple):
     Attributes:
         dim: its name in the Dataset (`"lr"`; `"lr_tau"` for points of lr and tau).
         labels: {hyperparameter: its coordinate along `dim`}, each of the axis's length.
-        values: {hyperparameter: what a run receives}, stacked along a leading axis.
+        values: {hyperparameter: what a run receives, in JAX's precision}, stacked.
     """
 
     dim: str
@@ -50,7 +56,8 @@ def parsed(axes: Mapping[Any, Any]) -> list[Axis]:
         axes: {name: values}, {name: {label: array}} or {(name, name): [(value, value), ...]}.
 
     Raises:
-        BadInput: an axis is empty, repeats a value, holds NaN, or a negative learning rate.
+        BadInput: an axis is empty, repeats a value, holds NaN, a negative learning rate, or a
+            number that JAX's precision would alter.
 
     >>> [axis.dim for axis in parsed({("lr", "tau"): [(0.1, 3), (0.2, 5)], "seed": range(3)})]
     ['lr_tau', 'seed']
@@ -62,6 +69,11 @@ def parsed(axes: Mapping[Any, Any]) -> list[Axis]:
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"axes: {name!r} is given twice; name each hyperparameter once")
+    for axis in result:
+        if len(axis.labels) > 1 and axis.dim in [*names, *(a.dim for a in result if a is not axis)]:
+            raise BadInput(f"axes: {(*axis.labels,)!r} makes a dim {axis.dim!r}, which is taken")
+    if (runs := math.prod(map(len, result))) > MOST_RUNS:
+        raise BadInput(f"axes: they make {runs} runs; give at most {MOST_RUNS}")
     return result
 
 
@@ -75,13 +87,11 @@ def parsed_static(static: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
         raise BadInput(f"static: {static!r} is no mapping; give {{'width': [16, 32]}}")
     result = {}
     for name, values in static.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise BadInput(f"static: {name!r} is no name; use a Python identifier")
         if isinstance(values, str | bytes) or not isinstance(values, Iterable):
             raise BadInput(f"static: {name!r} is {values!r}; give a list of values")
-        labels = _labels("static", name, values)
-        if not labels:
-            raise BadInput(f"static: {name!r} is empty; give at least one value")
-        if len(set(labels)) < len(labels):
-            raise BadInput(f"static: {name!r} repeats a value: {labels}; give each once")
+        labels = _labels("static", name, _listed("static", name, values))
         result[name] = dict(values) if isinstance(values, Mapping) else {v: v for v in labels}
     return result
 
@@ -93,13 +103,19 @@ def run_keys(axes: Sequence[Axis]) -> list[str]:
     ['lr=0.1 seed=0', 'lr=0.1 seed=1']
     """
     return [
-        " ".join(
-            f"{name}={json.dumps(labels[i].item())}"
-            for axis, i in zip(axes, entry, strict=True)
-            for name, labels in axis.labels.items()
-        )
-        for entry in itertools.product(*(range(len(axis)) for axis in axes))
+        run_name({n: labels[i].item() for axis, i in entry for n, labels in axis.labels.items()})
+        for index in itertools.product(*(range(len(axis)) for axis in axes))
+        for entry in [[*zip(axes, index, strict=True)]]
     ]
+
+
+def run_name(labels: Mapping[str, Any]) -> str:
+    """The name of the run with these labels.
+
+    >>> run_name({"lr": 0.1, "seed": 0})
+    'lr=0.1 seed=0'
+    """
+    return " ".join(f"{name}={json.dumps(label)}" for name, label in labels.items())
 
 
 def grid_values(axes: Sequence[Axis]) -> dict[str, np.ndarray]:
@@ -124,10 +140,9 @@ def _axis(name: Any, values: Any) -> Axis:
     if isinstance(values, Mapping):
         return _labelled(name, names, values)
     if hasattr(values, "__array__"):  # of jax, pandas or xarray
-        values = np.asarray(values)
-    rows = [row if isinstance(name, tuple) else (row,) for row in values]
-    if not rows:
-        raise BadInput(f"axes: {shown} is empty; give at least one value")
+        values = _unmasked("axes", names[0], values)
+    listed = _listed("axes", name, values)
+    rows = [row if isinstance(name, tuple) else (row,) for row in listed]
     for row in rows:
         whole = isinstance(row, Sequence | np.ndarray) and len(row) == len(names)
         if not whole or any(np.ndim(value) for value in row):
@@ -137,52 +152,125 @@ def _axis(name: Any, values: Any) -> Axis:
     if len(set(points)) < len(points):
         raise BadInput(f"axes: {shown} repeats a value: {_shortened(rows)}; give each once")
     numbers = {n: _numbers(n, column) for n, column in columns.items()}
+    seen: dict[Any, Any] = {}
+    for point, one in zip(
+        points, zip(*(n.tolist() for n in numbers.values()), strict=True), strict=True
+    ):
+        if one in seen:
+            raise BadInput(
+                f"axes: {shown} holds {_bare(seen[one])} and {_bare(point)}, one number in "
+                f"{next(iter(numbers.values())).dtype}; give one, or enable x64"
+            )
+        seen[one] = point
     return Axis("_".join(names), columns, numbers)
 
 
 def _labelled(name: Any, names: tuple[str, ...], values: Mapping[Any, Any]) -> Axis:
     if len(names) > 1:
         raise BadInput(f"axes: {name!r} is a tuple with labelled arrays; give one name to each")
-    if not values:
-        raise BadInput(f"axes: {name!r} is empty; give at least one label")
-    labels = _labels("axes", name, values)
-    arrays = {label: np.asarray(array) for label, array in values.items()}
+    labels = _labels("axes", name, _listed("axes", name, values))
+    arrays = {label: _unmasked("axes", name, array) for label, array in values.items()}
     for label, array in arrays.items():
-        if array.dtype.kind not in "iufb":
+        if array.dtype.kind not in "iufbO":
             raise BadInput(f"axes: {name!r} holds {array.dtype} at {label!r}; give numbers")
     if len({(array.shape, array.dtype) for array in arrays.values()}) > 1:
         shapes = {label: f"{a.dtype}{list(a.shape)}" for label, a in arrays.items()}
         raise BadInput(f"axes: {name!r} has arrays of several shapes {shapes}; give one shape")
-    return Axis(name, {name: np.asarray(labels)}, {name: _strong(np.stack([*arrays.values()]))})
+    stacked = exact("axes", name, np.stack([*arrays.values()]))
+    return Axis(name, {name: np.asarray(labels)}, {name: stacked})
 
 
-def _labels(kind: str, name: str, values: Iterable[Any]) -> list[Any]:
-    labels = list(values)
+def _listed(kind: str, name: Any, values: Iterable[Any]) -> list[Any]:
+    """The values, unless there are none or absurdly many."""
+    try:
+        many = len(values) > MOST_RUNS  # type: ignore[arg-type]
+    except OverflowError:  # of a range
+        many = True
+    except TypeError:  # of an iterator
+        many = False
+    if many:
+        raise BadInput(f"{kind}: {name!r} has more than {MOST_RUNS} values; give fewer")
+    listed = list(values)
+    if not listed:
+        raise BadInput(f"{kind}: {name!r} is empty; give at least one value")
+    return listed
+
+
+def _labels(kind: str, name: str, labels: list[Any]) -> list[Any]:
+    """The labels, if they name a value each: all words, or all numbers."""
     for label in labels:
         if not isinstance(label, str | int | float):
             raise BadInput(f"{kind}: {name!r} has {label!r}; label it: {{'name': value}}")
+        if label != label:
+            raise BadInput(f"{kind}: {name!r} has the label nan, which equals nothing; rename it")
+    if len(set(labels)) < len(labels):
+        raise BadInput(f"{kind}: {name!r} repeats a value: {_shortened(labels)}; give each once")
+    if len({(isinstance(v, str), isinstance(v, bool)) for v in labels}) > 1:
+        raise BadInput(
+            f"{kind}: {name!r} mixes labels {_shortened(labels)}; give all words or all numbers"
+        )
     return labels
 
 
 def _numbers(name: str, column: np.ndarray) -> np.ndarray:
-    if column.dtype.kind not in "iufb":
-        word = column.tolist()[0]
-        raise BadInput(f"axes: {name!r} holds {word!r}; give numbers, or make it a static axis")
+    words = [x for x in column.tolist() if not isinstance(x, int | float)]
+    if words:
+        raise BadInput(f"axes: {name!r} holds {words[0]!r}; give numbers, or make it a static axis")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         bad = column[~np.isfinite(column)][0]
         raise BadInput(f"axes: {name!r} holds {bad}; give finite values")
     if name in LEARNING_RATES and (column < 0).any():
         raise BadInput(f"axes: {name!r} holds {column[column < 0][0]}; a learning rate is >= 0")
-    if name == "seed" and (column.dtype.kind not in "iu" or (column < 0).any()):
+    if name == "seed" and (column.dtype.kind not in "iuO" or (column < 0).any()):
         raise BadInput(f"axes: 'seed' holds {column.min()}; give integers >= 0")
-    if column.dtype.kind in "iu" and abs(column).max() > np.iinfo(np.int32).max:
-        raise BadInput(f"axes: {name!r} holds {abs(column).max()}; integers go up to 2**31 - 1")
-    return _strong(column)
+    return exact("axes", name, column)
 
 
-def _strong(values: np.ndarray) -> np.ndarray:
-    """Integers as int32; floats stay float64 here and become JAX's own precision on the device."""
-    return values.astype(np.int32) if values.dtype.kind in "iu" else values
+def exact(kind: str, name: str, values: Any) -> np.ndarray:
+    """An array in JAX's own precision, each number what it was up to rounding.
+
+    Args:
+        kind: the argument it came in.
+        name: its name there.
+        values: numbers.
+
+    Raises:
+        BadInput: an integer does not fit, a number overflows or vanishes, or is masked.
+
+    >>> exact("axes", "lr", [0.5, 0.25])
+    array([0.5 , 0.25], dtype=float32)
+    """
+    array = _unmasked(kind, name, values)
+    if array.dtype == object and all(isinstance(x, int) for x in array.flat):
+        dtype = np.dtype(np.int32)  # Python's own, beyond 64 bits: it will not fit
+    elif array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.number):
+        raise BadInput(f"{kind}: {name!r} holds {array.dtype}; give an array of numbers")
+    elif kind == "axes" and array.dtype.kind in "iu":
+        dtype = np.dtype(np.int32)
+    else:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype:
+        return array
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        bad = array[(array < info.min) | (array > info.max)]
+    else:
+        with np.errstate(over="ignore", under="ignore"):
+            cast = array.astype(dtype)
+        bad = array[(np.isfinite(array) & ~np.isfinite(cast)) | ((array != 0) & (cast == 0))]
+    if bad.size:
+        raise BadInput(f"{kind}: {name!r} holds {bad.flat[0]}, which {dtype} cannot hold")
+    return array.astype(dtype)
+
+
+def _unmasked(kind: str, name: str, values: Any) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise BadInput(f"{kind}: {name!r} is a masked array; fill it, since the mask would be lost")
+    return np.asarray(values)
+
+
+def _bare(point: tuple[Any, ...]) -> Any:
+    return point[0] if len(point) == 1 else point
 
 
 def _shortened(values: Iterable[Any]) -> str:

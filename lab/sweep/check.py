@@ -1,12 +1,20 @@
 """Checks of a sweep's arguments: bad input gets one line that names what is wrong."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from lab.sweep.axes import exact
 from lab.types import BadInput
+
+MOST_STEPS = 2**31 - 1
+"""The index of a step is an int32."""
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -17,32 +25,25 @@ def positive_int(name: str, value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise BadInput(f"{name}: {value!r} is not a positive int")
+    if value > MOST_STEPS:
+        raise BadInput(f"{name}: {value!r} is beyond an int32; give at most {MOST_STEPS}")
     return int(value)
 
 
-def cadence(steps: Any, every: Any, inspect_every: Any) -> tuple[int, int, int | None]:
-    """The checked (steps, every, inspect_every): each divides the next record's and the end.
+def spacing(name: str, value: Any, steps: int) -> int:
+    """Steps between two records, which must divide all steps.
 
-    >>> cadence(100, 10, 50)
-    (100, 10, 50)
+    >>> spacing("every", 10, 100)
+    10
     """
-    steps, every = positive_int("steps", steps), positive_int("every", every)
-    if steps % every:
-        raise BadInput(
-            f"every: {every} does not divide steps={steps}; {_divisor(steps, every)} would"
-        )
-    if inspect_every is None:
-        return steps, every, None
-    inspect_every = positive_int("inspect_every", inspect_every)
-    if steps % inspect_every or inspect_every % every:
-        raise BadInput(
-            f"inspect_every: {inspect_every} must divide steps={steps} and be a multiple of "
-            f"every={every}"
-        )
-    return steps, every, inspect_every
+    value = positive_int(name, value)
+    if steps % value:
+        near = max(d for d in range(1, min(value, steps) + 1) if steps % d == 0)
+        raise BadInput(f"{name}: {value} does not divide steps={steps}; {near} would")
+    return value
 
 
-def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Sequence[str]]) -> None:
+def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Collection[str]]) -> None:
     """Raise unless `dynamics` takes exactly the names that axes, static and shared give it."""
     if not callable(dynamics):
         raise BadInput(f"dynamics: {dynamics!r} is no function of the axes that gives a Dynamics")
@@ -51,14 +52,18 @@ def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Sequence[str]])
         if names.count(name) > 1:
             where = " and ".join(group for group, members in groups.items() if name in members)
             raise BadInput(f"{where}: both give {name!r}; name each hyperparameter once")
-    signature = inspect.signature(dynamics)
-    takes = signature.parameters
+    try:
+        takes = inspect.signature(dynamics).parameters
+    except ValueError:  # of some callables written in C
+        raise BadInput(f"dynamics: {dynamics!r} does not say what it takes; wrap it") from None
     open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     for group, members in groups.items():
         for name in members:
             if name not in takes and not open_ended:
                 raise BadInput(f"{group}: dynamics takes no {name!r}; it takes {', '.join(takes)}")
     for name, parameter in takes.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise BadInput(f"dynamics: {name!r} is taken by position; it is given by name")
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
@@ -69,5 +74,101 @@ def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Sequence[str]])
             )
 
 
-def _divisor(steps: int, every: int) -> int:
-    return max(d for d in range(1, min(every, steps) + 1) if steps % d == 0)
+def shared(arrays: Any) -> dict[str, Any]:
+    """The arrays that every run reads, in JAX's precision.
+
+    >>> shared({"x": [1.0, 2.0]})
+    {'x': array([1., 2.], dtype=float32)}
+    """
+    checked = {}
+    for name, value in mapping("shared", arrays, "{'x': array}").items():
+        if not isinstance(value, jax.Array):
+            try:
+                value = exact("shared", name, value)
+            except (TypeError, ValueError) as error:
+                if isinstance(error, BadInput):
+                    raise
+                kind = type(value).__name__
+                raise BadInput(f"shared: {name!r} is a {kind}; give an array of numbers") from error
+        checked[name] = value
+    return checked
+
+
+def mapping(kind: str, value: Any, example: str) -> dict[str, Any]:
+    """The argument as a dict of names, or one line that says what it is instead.
+
+    >>> mapping("shared", None, "{'x': array}")
+    {}
+    """
+    if not isinstance(value, Mapping | None):
+        raise BadInput(f"{kind}: a {type(value).__name__} is no mapping; give {example}")
+    for name in value or {}:
+        if not isinstance(name, str):
+            raise BadInput(f"{kind}: {name!r} is no name; give {example}")
+    return dict(value or {})
+
+
+def own_dims(dims: Any, records: Mapping[str, Any], taken: Collection[str]) -> dict[str, list[str]]:
+    """Names for the axes of each record, given by hand or made from its name.
+
+    Args:
+        dims: as the caller gave them.
+        records: {name: shape and dtype}.
+        taken: names of axes and of the engine.
+
+    >>> own_dims(None, {"v": jax.ShapeDtypeStruct((3,), "float32")}, {"lr"})
+    {'v': ['v_0']}
+    """
+    dims = mapping("dims", dims, "{'eigenvalues': ('rank',)}")
+    for name, given in dims.items():
+        if name not in records:
+            raise BadInput(f"dims: no record is named {name!r}; there are {', '.join(records)}")
+        shape = list(records[name].shape)
+        if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != len(shape):
+            raise BadInput(f"dims: {name!r} has shape {shape}; give it {len(shape)} names")
+        if not all(isinstance(dim, str) and dim for dim in given):
+            raise BadInput(f"dims: {name!r} is given {[*given]!r}; give it names")
+        if len({*given}) < len(given) or {*given} & {*taken, *records}:
+            raise BadInput(f"dims: {name!r} uses a name twice or of an axis: {[*given]}; rename")
+    sizes: dict[str, tuple[str, int]] = {}
+    result = {}
+    for name, leaf in records.items():
+        result[name] = [*dims.get(name, [f"{name}_{i}" for i in range(len(leaf.shape))])]
+        for dim, size in zip(result[name], leaf.shape, strict=True):
+            if dim in records or dim in taken:
+                raise BadInput(
+                    f"dims: {name!r} has a dim {dim!r} by itself, which is taken; name it"
+                )
+            other, known = sizes.setdefault(dim, (name, size))
+            if known != size:
+                raise BadInput(
+                    f"dims: {dim!r} is {known} long in {other!r}, {size} in {name!r}; rename one"
+                )
+    return result
+
+
+def attributes(attrs: Any, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What is to be said of coordinates and records, checked: {name: {"units": "m"}}."""
+    example = "{'lr': {'units': '1/step'}}"
+    checked = mapping("attrs", attrs, example)
+    for name, said in checked.items():
+        if name not in names:
+            raise BadInput(f"attrs: nothing is named {name!r}; there are {', '.join(names)}")
+        mapping(f"attrs: {name!r}", said, example)
+        try:
+            json.dumps(said)
+        except (TypeError, ValueError):
+            raise BadInput(f"attrs: {name!r} has {said!r}; give words and numbers") from None
+    return checked
+
+
+def place(store: Any) -> Path | None:
+    """The folder of a store, as an absolute path."""
+    if store is None:
+        return None
+    if not isinstance(store, str | os.PathLike) or not os.fspath(store):
+        raise BadInput(f"store: {store!r} is no path of a folder; give one")
+    path = os.fspath(store)
+    if not isinstance(path, str) or "\0" in path:
+        raise BadInput(f"store: {store!r} is no path of a folder; give one")
+    return Path(path).absolute()

@@ -1,8 +1,8 @@
 """Jobs: dispatches given out to the workers of an executor, and given out again where one dies.
 
-What the workers need is written into the store once, as `job-*.pkl`: the claim. It is there as
-long as its coordinator is at work, and a worker without it writes nothing more; so what an ended
-coordinator left running cannot touch a store that has gone to another.
+What the workers need is written into the store once, as `lease-*.pkl`. It is there as long as its
+coordinator is at work, and a worker without it writes nothing more; so what an ended coordinator
+left running cannot touch a store that has gone to another.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from lab.sweep.parcel import Parcel, packed
 from lab.types import BadInput
 
 Task = tuple[str, int]
-"""A claim's path and the number of a dispatch."""
+"""A lease's path and the number of a dispatch."""
 
 TRIES = 3
 """How often a job may be lost with nothing saved in between."""
@@ -33,12 +33,12 @@ POLL_SECONDS, LOOK_SECONDS = 0.02, 0.5
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, make: Callable[[Path], Callable[[int], None]]) -> Iterator[str]:
-    """The path of a claim in `folder`, there while the context lasts.
+def leased(folder: Path, make: Callable[[Path], Callable[[int], None]]) -> Iterator[str]:
+    """The path of a lease in `folder`, there while the context lasts.
 
     Args:
         folder: of a store, seen by all workers.
-        make: make(claim) -> run, where run(dispatch) runs a dispatch to its end in the worker.
+        make: make(lease) -> run, where run(dispatch) runs a dispatch to its end in the worker.
 
     Raises:
         BadInput: `make` closes over what cannot be pickled.
@@ -50,19 +50,19 @@ def claimed(folder: Path, make: Callable[[Path], Callable[[int], None]]) -> Iter
             f"dynamics: cannot be sent to workers ({str(error).splitlines()[0]}); close over "
             "arrays, numbers and functions only"
         ) from error
-    claim = folder / f"job-{uuid.uuid4().hex}.pkl"
+    lease = folder / f"lease-{uuid.uuid4().hex}.pkl"
     try:
-        claim.write_bytes(content)
-        yield str(claim)
+        lease.write_bytes(content)
+        yield str(lease)
     finally:
-        claim.unlink(missing_ok=True)
+        lease.unlink(missing_ok=True)
 
 
-def work(claim: str, dispatch: int, attempt: int) -> bytes | None:
+def work(lease: str, dispatch: int, attempt: int) -> bytes | None:
     """Run one dispatch; what a worker is asked to do.
 
     Args:
-        claim: path of the claim.
+        lease: path of the lease.
         dispatch: its number.
         attempt: another for each call, since dask takes equal calls for one.
 
@@ -71,8 +71,8 @@ def work(claim: str, dispatch: int, attempt: int) -> bytes | None:
         the executor's own trouble.
     """
     try:
-        parcel, run = _opened(claim)
-        with parcel.settings():
+        parcel, run = _opened(lease)
+        with parcel.settings.applied():
             run(dispatch)
     except Exception as error:
         return _pickled(error)
@@ -80,16 +80,16 @@ def work(claim: str, dispatch: int, attempt: int) -> bytes | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(claim: str) -> tuple[Parcel, Callable[[int], None]]:
-    """The claim as read, traced and opened: once for all dispatches that a worker is given."""
+def _opened(lease: str) -> tuple[Parcel, Callable[[int], None]]:
+    """The lease as read, traced and opened: once for all dispatches that a worker is given."""
     try:
-        parcel = pickle.loads(Path(claim).read_bytes())
+        parcel = pickle.loads(Path(lease).read_bytes())
     except FileNotFoundError:
         raise BadInput(
-            f"store: a worker does not see {Path(claim).parent}; give a folder that all share"
+            f"store: a worker does not see {Path(lease).parent}; give a folder that all share"
         ) from None
-    with parcel.settings():
-        return parcel, pickle.loads(parcel.content)(Path(claim))
+    with parcel.settings.applied():
+        return parcel, pickle.loads(parcel.content)(Path(lease))
 
 
 def _pickled(error: Exception) -> bytes:
@@ -160,7 +160,7 @@ def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task,
                     with getattr(pool, "batch", contextlib.nullcontext)():  # submitit: a job array
                         for task in new:
                             attempt += 1
-                            running[task] = pool.submit(work, *task, attempt)
+                            running[task] = _submitted(pool, task, attempt)
                 for task in _done(running, look):
                     try:
                         outcome = running.pop(task).result()
@@ -194,6 +194,17 @@ def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task,
                 job.cancel()
         if make and hasattr(pool, "shutdown"):
             pool.shutdown(False)
+
+
+def _submitted(pool: Any, task: Task, attempt: int) -> Any:
+    try:
+        return pool.submit(work, *task, attempt)
+    except BrokenExecutor:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"executor: takes no jobs ({error}); give another, and the same call goes on"
+        ) from error
 
 
 def _done(running: Mapping[Task, Any], look: Callable[[], Any]) -> list[Task]:

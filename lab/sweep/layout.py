@@ -1,9 +1,11 @@
 """Layout: how runs are placed on devices, chosen from the problem and the machine alone.
 
-Runs are placed as devices x blocks x width, and their steps cut into segments. Each device takes
-its blocks one after another (`lax.map`), a block is `width` runs side by side (`vmap`), and the
-host sees the runs between segments. A width at which a block's working set stays in a core's cache
-is the fastest; the choice never depends on a clock, so the same command gives the same bits.
+Runs are given out in dispatches of blocks x width, and their steps cut into segments. A dispatch is
+one device's: it takes its blocks one after another (`lax.map`), a block is `width` runs side by
+side (`vmap`), and the host sees the runs between segments. Several devices (on a CPU: threads, one
+a core) take one dispatch after another, each by the same program, which does not know how many
+there are. A width at which a block's working set stays in a core's cache is the fastest; the choice
+never depends on a clock, so the same command gives the same bits.
 """
 
 import math
@@ -26,6 +28,11 @@ RECORD_BYTES = 64e6
 
 WIDEST = 64
 
+MOST = {"blocks": 2**16, "width": 2**16, "segment": 2**31 - 1}
+"""What may be asked for by hand; a dispatch holds at most `MOST_IN_DISPATCH` runs."""
+
+MOST_IN_DISPATCH = 2**20
+
 DENSE, LARGE = 3.0, 1e7
 """Operations a byte, and operations, from which large matrix products dominate a step: one run at a
 time is then fastest, as its products need no rearranging; otherwise two are, even if too large."""
@@ -35,8 +42,8 @@ class Layout(NamedTuple):
     """Where runs go. A field left None is chosen.
 
     Attributes:
-        devices: how many devices share the runs.
-        blocks: blocks that a device takes in one dispatch, one after another.
+        devices: how many devices (of a CPU: cores) take dispatches at the same time.
+        blocks: blocks in one dispatch, one after another.
         width: runs side by side in a block; a run's bits depend on this and on nothing else here.
         segment: steps between two visits of the host (progress, storing).
     """
@@ -49,7 +56,7 @@ class Layout(NamedTuple):
     @property
     def runs(self) -> int:
         """Runs in one dispatch, padding included."""
-        return (self.devices or 1) * (self.blocks or 1) * (self.width or 1)
+        return (self.blocks or 1) * (self.width or 1)
 
 
 class Cost(NamedTuple):
@@ -58,7 +65,7 @@ class Cost(NamedTuple):
     Attributes:
         step_bytes: bytes touched by a step.
         step_flops: floating-point operations of a step.
-        record_bytes: bytes of one record period (an `inspect` and the `observe`s up to the next).
+        record_bytes: bytes recorded in a step, on average.
     """
 
     step_bytes: float
@@ -74,36 +81,39 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def requested(layout: "Layout | Mapping[str, int] | str | None", *, period: int) -> Layout:
+def available() -> int:
+    """How many dispatches this process may run at the same time."""
+    return (
+        max(cores(), jax.device_count()) if jax.default_backend() == "cpu" else jax.device_count()
+    )
+
+
+def requested(layout: "Layout | Mapping[str, int] | str | None") -> Layout:
     """The layout as asked for by the caller, checked; what was not asked for is None.
 
-    Args:
-        layout: a `Layout`, a mapping of its fields, or None.
-        period: steps that a segment must be a multiple of.
-
-    >>> requested({"width": 4}, period=10)
+    >>> requested({"width": 4})
     Layout(devices=None, blocks=None, width=4, segment=None)
     """
     if not isinstance(layout, Layout | Mapping | None):
         raise BadInput(f"layout: {layout!r} is no Layout; give one, {{'width': 4}} or 'measure'")
     fields: dict[str, Any] = dict(layout._asdict() if isinstance(layout, Layout) else layout or {})
+    most = {**MOST, "devices": available()}
     for name, value in fields.items():
         if name not in Layout._fields:
             raise BadInput(f"layout: no field {name!r}; there are {', '.join(Layout._fields)}")
         if value is not None and (type(value) is not int or value < 1):
             raise BadInput(f"layout: {name} is {value!r}; give a positive int")
+        if value is not None and value > most[name]:
+            raise BadInput(f"layout: {name} is {value}; give at most {most[name]}")
     result = Layout(**fields)
-    if result.devices and result.devices > jax.device_count():
-        raise BadInput(f"layout: devices is {result.devices}; there are {jax.device_count()} here")
-    if result.segment and result.segment % period:
+    if result.runs > MOST_IN_DISPATCH:
         raise BadInput(
-            f"layout: segment is {result.segment} steps; give a multiple of {period}, "
-            "the steps between two costly (else two cheap) records"
+            f"layout: blocks x width is {result.runs}; give at most {MOST_IN_DISPATCH} runs"
         )
     return result
 
 
-def chosen(asked: Layout, cost: Cost, *, runs: int, steps: int, period: int) -> Layout:
+def chosen(asked: Layout, cost: Cost, *, runs: int, steps: int) -> Layout:
     """The asked layout with what was left open filled in, from the problem and the machine alone.
 
     Args:
@@ -111,33 +121,19 @@ def chosen(asked: Layout, cost: Cost, *, runs: int, steps: int, period: int) -> 
         cost: of one run.
         runs: how many there are.
         steps: of each run.
-        period: steps that a segment is a multiple of.
     """
-    devices = asked.devices or min(jax.device_count(), runs)
+    devices = asked.devices or min(available(), runs)
     share = math.ceil(runs / devices)
     alone = cost.step_flops > max(LARGE, DENSE * cost.step_bytes)
     fitting = 1 if alone else max(2, int(CACHE_BYTES / max(cost.step_bytes, 1.0)))
     width = asked.width or _least_padded(share, min(fitting, WIDEST))
-    periods = math.ceil((steps + 1) / period)
-    held = max(1, int(RECORD_BYTES / max(cost.record_bytes * width, 1.0)))
-    worth = max(1, int(SEGMENT_FLOPS / max(cost.step_flops * width * period, 1.0)))
-    segment = asked.segment or period * min(periods, held, worth)
+    held = max(1, int(RECORD_BYTES / max(cost.record_bytes * width, 1e-9)))
+    worth = max(1, int(SEGMENT_FLOPS / max(cost.step_flops * width, 1.0)))
+    segment = asked.segment or min(steps, held, worth)
     # Only when a whole block is too little work for a dispatch does a device take several.
-    most = min(held * period // segment, worth * period // min(segment, steps + period))
+    most = min(held // segment, worth // min(segment, steps))
     blocks = asked.blocks or _least_padded(math.ceil(share / width), most)
-    return Layout(devices, blocks, width, segment)
-
-
-def placed(layout: Layout, devices: int) -> Layout:
-    """The same runs of a dispatch on at most so many devices, which take more blocks instead.
-
-    >>> placed(Layout(devices=4, blocks=3, width=8, segment=10), 2)
-    Layout(devices=2, blocks=6, width=8, segment=10)
-    """
-    blocks = (layout.devices or 1) * (layout.blocks or 1)
-    most = min(devices, layout.devices or 1)
-    fewer = max(n for n in range(1, most + 1) if blocks % n == 0)
-    return layout._replace(devices=fewer, blocks=blocks // fewer)
+    return Layout(devices, min(blocks, MOST_IN_DISPATCH // width), width, segment)
 
 
 def _least_padded(count: int, most: int) -> int:

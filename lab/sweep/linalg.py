@@ -1,13 +1,19 @@
-"""Matrix decompositions of a block, taken one after another.
+"""Matrix decompositions of a block, taken one after another where a batch of them may hang.
 
 On a CPU a batch of decompositions is spread over XLA's thread pool by a kernel that holds one of
-the pool's threads while it waits. With one device a core, all of them may come to wait for each
-other, and the sweep hangs for good (jax 0.10 to 0.12: `eigh` of 16 matrices, on two devices). One
-matrix at a time needs no other thread.
+the pool's threads while it waits; batches at the same time may come to wait for each other for
+good. With jaxlib 0.10.2 this hung seven times in eight on two cores, with 0.11.2 and 0.12.0 never:
+
+    one = lambda a: lax.fori_loop(0, 1000, lambda i, s: s + jnp.linalg.eigvalsh(a @ a.T + s), b)
+    batch = jax.jit(jax.vmap(one))  # of 16 matrices a: (16, 16)
+    threads = [Thread(target=lambda: jax.block_until_ready(batch(a))) for _ in range(8)]
+
+One matrix at a time needs no other thread.
 """
 
 import math
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -21,6 +27,15 @@ DECOMPOSITIONS = {
 }  # fmt: skip
 """Names of the primitives that are LAPACK's on a CPU."""
 
+MENDED = (0, 11)
+"""The first jaxlib not seen to hang."""
+
+
+def hangs() -> bool:
+    """Whether this backend has the fault."""
+    version = tuple(int(n) for n in metadata.version("jaxlib").split(".")[:2])
+    return jax.default_backend() == "cpu" and version < MENDED
+
 
 def one_by_one(closed: ClosedJaxpr) -> ClosedJaxpr:
     """The same computation, its decompositions mapped over batches, also those `vmap` will make.
@@ -30,7 +45,7 @@ def one_by_one(closed: ClosedJaxpr) -> ClosedJaxpr:
     >>> "scan" in str(jaxpr)  # a loop over the three
     True
     """
-    if not _decomposes(closed.jaxpr):
+    if not primitives(closed.jaxpr) & DECOMPOSITIONS:
         return closed
 
     def rewritten(*arguments: Any) -> list[Any]:
@@ -39,11 +54,10 @@ def one_by_one(closed: ClosedJaxpr) -> ClosedJaxpr:
     return jax.make_jaxpr(rewritten)(*closed.in_avals)
 
 
-def _decomposes(jaxpr: Jaxpr) -> bool:
-    return any(
-        eqn.primitive.name in DECOMPOSITIONS or any(map(_decomposes, _within(eqn.params.values())))
-        for eqn in jaxpr.eqns
-    )
+def primitives(jaxpr: Jaxpr) -> set[str]:
+    """Names of all that a jaxpr calls, whatever it is wrapped in."""
+    names = {eqn.primitive.name for eqn in jaxpr.eqns}
+    return names.union(*(primitives(j) for eqn in jaxpr.eqns for j in _within(eqn.params.values())))
 
 
 def _within(values: Iterable[Any]) -> list[Jaxpr]:
@@ -77,7 +91,7 @@ def _applied(eqn: Any, inputs: list[Any], parent: Jaxpr) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
     if name in DECOMPOSITIONS:
         return _alone(eqn)(*inputs)
-    if not any(map(_decomposes, _within(params.values()))):
+    if not any(primitives(inner) & DECOMPOSITIONS for inner in _within(params.values())):
         return _alike(eqn, inputs, parent)
     if name == "custom_linear_solve":  # differentiated already: what is left is to solve
         counts, jaxprs = params["const_lengths"], params["jaxprs"]

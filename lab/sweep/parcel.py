@@ -31,16 +31,15 @@ CACHE = (
 """Settings that spare a worker its compilations."""
 
 
-class Parcel(NamedTuple):
-    """A pickled function and the settings to unpickle, trace and call it under."""
+class Settings(NamedTuple):
+    """Settings of one thread or process, to be those of another."""
 
     contexts: Mapping[str, Any]
     cache: Mapping[str, Any]
-    content: bytes
 
     @contextlib.contextmanager
-    def settings(self) -> Iterator[None]:
-        """The settings of the process that packed it."""
+    def applied(self) -> Iterator[None]:
+        """These settings in this thread, as long as the context lasts."""
         for name, value in self.cache.items():
             if getattr(jax.config, name) != value:
                 jax.config.update(name, value)
@@ -48,6 +47,21 @@ class Parcel(NamedTuple):
             for name, value in self.contexts.items():
                 stack.enter_context(getattr(jax, name)(value))
             yield
+
+
+def settings() -> Settings:
+    """The settings of this thread."""
+    return Settings(
+        {name: getattr(jax.config, f"jax_{name}") for name in CONTEXTS},
+        {name: getattr(jax.config, name) for name in CACHE},
+    )
+
+
+class Parcel(NamedTuple):
+    """A pickled function and the settings to unpickle, trace and call it under."""
+
+    settings: Settings
+    content: bytes
 
 
 def packed(function: Callable[..., Any]) -> Parcel:
@@ -62,11 +76,7 @@ def packed(function: Callable[..., Any]) -> Parcel:
     """
     buffer = io.BytesIO()
     _Pickler(buffer).dump(function)
-    return Parcel(
-        {name: getattr(jax.config, f"jax_{name}") for name in CONTEXTS},
-        {name: getattr(jax.config, name) for name in CACHE},
-        buffer.getvalue(),
-    )
+    return Parcel(settings(), buffer.getvalue())
 
 
 class _Pickler(cloudpickle.Pickler):

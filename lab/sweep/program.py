@@ -1,10 +1,11 @@
 """The compiled programs of a sweep: start a dispatch of runs, advance it by a segment.
 
-Loop bounds and the cadence are arguments, not constants: whatever is recorded, however often, and
-wherever a trajectory is cut, the same compiled step runs, so the bits are the same.
+Where to halt and what to record there are arguments, not constants: whatever is recorded, however
+often, and wherever a trajectory is cut, the same compiled step runs, so the bits are the same. A
+program is one device's, and does not know how many others there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -12,95 +13,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import SingleDeviceSharding
 
+from lab.sweep.cadence import Segment
 from lab.sweep.layout import Layout
 from lab.sweep.trace import Function, Process
 
 
-class Records(NamedTuple):
-    """Records of a segment: leading axes (run, record); of `inspected`, (run, rare record)."""
-
-    observed: dict[str, jax.Array]
-    inspected: dict[str, jax.Array]
-    finite: jax.Array
-
-
 class Program(NamedTuple):
-    """The two compiled functions of a sweep and where their arguments live.
+    """The two functions of a dispatch.
 
     Attributes:
-        start: start(point, shared) -> state, of a dispatch of runs.
-        advance: advance(state, point, shared, first, count, steps, every, observes) ->
-            (state, Records): take `count` records from number `first` on, `every` steps after
-            each but never past `steps`, an `inspect` before each `observes` of them.
-        by_run: the sharding of arrays with a leading run axis.
-        everywhere: the sharding of arrays that every run reads.
+        start: start(point, shared) -> state, each with a leading axis of runs, but for `shared`.
+        advance: advance(state, point, shared, *plan(segment)) -> (state, {stream: records}), the
+            records with leading axes (run, slot); the last slot is scrap. Takes `state` for itself.
     """
 
     start: Callable[..., Any]
     advance: Callable[..., Any]
-    by_run: NamedSharding
-    everywhere: NamedSharding
 
 
-def program(process: Process, layout: Layout, *, every: int, observes: int) -> Program:
+def plan(segment: Segment) -> tuple[np.ndarray, np.int32, dict[str, np.ndarray]]:
+    """A segment as the last arguments of `advance`."""
+    return segment.times, np.int32(segment.halts), segment.slots
+
+
+def program(process: Process, layout: Layout, capacity: Mapping[str, int]) -> Program:
     """The programs of one process under a layout, not compiled yet.
 
     Args:
         process: one run, traced.
         layout: complete.
-        every: steps between two records: with the layout's segment, how many a segment holds.
-        observes: `observe`s to an `inspect`.
+        capacity: {stream: the most records that a segment holds}.
     """
-    capacity = (layout.segment or 1) // every
 
-    def advance(state: Any, point: Any, *common: Any) -> tuple[Any, Records]:
-        shared, first, count, steps, every, observes = common
-
-        def observe(i: Any, carry: Any) -> Any:
-            state, observed, finite = carry
-            t = (first + i) * every
-            record = _apart(count, process.observe, point, shared, state, t)
-            observed = _put(observed, i, record)
-            finite = _put(finite, i, _all_finite(state))
+    def advance(state: Any, point: Any, shared: Any, times: Any, halts: Any, slots: Any) -> Any:
+        def halt(i: Any, carry: Any) -> Any:
+            state, records = carry
+            t = times[i + 1]
             state = lax.fori_loop(
-                t,
-                jnp.minimum(t + every, steps),
-                lambda t, state: process.step(point, shared, state, t),
-                state,
+                times[i], t, lambda t, state: process.step(point, shared, state, t), state
             )
-            return state, observed, finite
+            for name, function in process.streams.items():
+                slot = slots[name][i]
+                record = _apart(slot < capacity[name], function, point, shared, state, t)
+                records = {**records, name: _put(records[name], slot, record)}
+            return state, records
 
-        def inspect(j: Any, carry: Any) -> Any:
-            (state, *rest), inspected = carry
-            assert process.inspect is not None
-            t = (first + j * observes) * every
-            record = _apart(count, process.inspect, point, shared, state, t)
-            stop = jnp.minimum((j + 1) * observes, count)
-            carry = lax.fori_loop(j * observes, stop, observe, (state, *rest))
-            return carry, _put(inspected, j, record)
+        records = {
+            name: jax.tree.map(lambda leaf, n=n: jnp.zeros((n + 1, *leaf.shape), leaf.dtype), like)
+            for name, n in capacity.items()
+            for like in [process.streams[name].returns]
+        }
+        return lax.fori_loop(0, halts, halt, (state, records))
 
-        carry = state, _empty(capacity, process.observe.returns), jnp.zeros(capacity, bool)
-        if process.inspect is None:
-            state, observed, finite = lax.fori_loop(jnp.int32(0), count, observe, carry)
-            return state, Records(observed, {}, finite)
-        inspected = _empty(capacity // observes_held, process.inspect.returns)
-        rare = (count + observes - 1) // observes
-        (state, observed, finite), inspected = lax.fori_loop(
-            jnp.int32(0), rare, inspect, (carry, inspected)
-        )
-        return state, Records(observed, inspected, finite)
-
-    observes_held = observes
-    devices = jax.devices()[: layout.devices]
-    mesh = Mesh(devices, ("run",), axis_types=(AxisType.Auto,))
     return Program(
-        start=_over_runs(process.init, mesh, layout, per_run=1, common=1),
-        advance=_over_runs(advance, mesh, layout, per_run=2, common=6, donate=(0,)),
-        by_run=NamedSharding(mesh, P("run")),
-        everywhere=NamedSharding(mesh, P()),
+        start=_over_runs(process.init, layout, per_run=1),
+        advance=_over_runs(advance, layout, per_run=2, donate=(0,)),
     )
 
 
@@ -109,8 +78,10 @@ def ahead(
     process: Process,
     point: Any,
     shared: Any,
+    segment: Segment,
     *,
     runs: int,
+    device: jax.Device,
     starts: bool,
     pool: Executor,
 ) -> Program:
@@ -123,75 +94,58 @@ def ahead(
         process: what they run.
         point: one run's hyperparameters; their shapes are enough.
         shared: arrays that every run reads; their shapes are enough.
+        segment: any.
         runs: of a dispatch.
+        device: where they will be called.
         starts: whether `start` will be called.
         pool: threads to compile in.
     """
+    where = SingleDeviceSharding(device)
+
+    def common(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     def by_run(leaf: Any) -> Any:
-        shape = (runs, *leaf.shape)
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=programs.by_run)
-
-    def everywhere(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=programs.everywhere)
+        return jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype, sharding=where)
 
     def soon(function: Any, *arguments: Any) -> Callable[..., Any]:
         compiling = pool.submit(function.lower(*arguments).compile)
         return lambda *given: compiling.result()(*given)
 
-    points, common = jax.tree.map(by_run, point), jax.tree.map(everywhere, shared)
+    points, everywhere = jax.tree.map(by_run, point), jax.tree.map(common, shared)
     state = jax.tree.map(by_run, process.init.returns)
-    advance = soon(programs.advance, state, points, common, *[np.int32(0)] * 5)
-    start = soon(programs.start, points, common) if starts else programs.start
-    return programs._replace(start=start, advance=advance)
+    advance = soon(programs.advance, state, points, everywhere, *plan(segment))
+    return Program(soon(programs.start, points, everywhere) if starts else programs.start, advance)
 
 
 def _over_runs(
     function: Function | Callable[..., Any],
-    mesh: Mesh,
     layout: Layout,
     *,
     per_run: int,
-    common: int,
     donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
-    """`function` of one run, over a dispatch: devices at once, blocks in turn, width at once."""
+) -> Any:
+    """`function` of one run, over a dispatch: blocks in turn, a block's runs at once."""
     blocks, width = layout.blocks or 1, layout.width or 1
 
-    def on_device(*arguments: Any) -> Any:
+    def dispatch(*arguments: Any) -> Any:
         runs, rest = arguments[:per_run], arguments[per_run:]
         block = jax.vmap(lambda run: function(*run, *rest))
         split = jax.tree.map(lambda a: a.reshape(blocks, width, *a.shape[1:]), runs)
         joined = lax.map(block, split)
         return jax.tree.map(lambda a: a.reshape(blocks * width, *a.shape[2:]), joined)
 
-    spread = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(*[P("run")] * per_run, *[P()] * common),
-        out_specs=P("run"),
-        check_vma=False,
-    )
-    return jax.jit(spread, donate_argnums=donate)
+    return jax.jit(dispatch, donate_argnums=donate)
 
 
-def _apart(count: Any, function: Function, *arguments: Any) -> Any:
+def _apart(wanted: Any, function: Function, *arguments: Any) -> Any:
     """The record, by a computation of its own, which XLA cannot fuse with where it is put.
 
     Fused, its last bit would depend on the size of the stack, hence on segment and cadence.
     """
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), function.returns)
-    return lax.cond(count > 0, lambda: function(*arguments), lambda: zeros)
-
-
-def _empty(length: int, shapes: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
+    return lax.cond(wanted, lambda: function(*arguments), lambda: zeros)
 
 
 def _put(stack: Any, i: Any, item: Any) -> Any:
     return jax.tree.map(lambda a, x: lax.dynamic_update_index_in_dim(a, x, i, 0), stack, item)
-
-
-def _all_finite(state: Any) -> jax.Array:
-    inexact = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in inexact]))

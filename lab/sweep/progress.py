@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 Advance = Callable[[int, int, int], None]
-"""advance(member_steps, runs_finished, step): called after each segment."""
+"""advance(member_steps, runs_finished, step): called after each segment, by any thread."""
 
 
 @contextmanager
@@ -46,11 +47,12 @@ def progress_line(*, runs: int, steps: int, done: int, shown: bool | None) -> It
         speed_estimate_period=120,
     ) as bar:
         task = bar.add_task("", total=runs * steps, completed=done, runs=runs, finished=0, step=0)
-        finished = 0
+        finished, one_at_a_time = 0, Lock()
 
         def advance(member_steps: int, runs_finished: int, step: int) -> None:
             nonlocal finished
-            finished += runs_finished
-            bar.update(task, advance=member_steps, finished=finished, step=step)
+            with one_at_a_time:
+                finished += runs_finished
+                bar.update(task, advance=member_steps, finished=finished, step=step)
 
         yield advance

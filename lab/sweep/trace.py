@@ -1,7 +1,8 @@
 """One run, traced once: what the engine checks, hashes, costs and runs is the same jaxpr."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ import xarray as xr
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
+from lab.sweep import linalg
 from lab.sweep.layout import Cost
-from lab.sweep.linalg import one_by_one
 from lab.types import BadInput, Dynamics
 
 NEEDS_VALUE = (
@@ -23,8 +24,17 @@ NEEDS_VALUE = (
 )
 """What JAX raises where a traced array's value is asked for."""
 
-RESERVED = ("diverged_at", "finite", "step", "step_rare")
+STREAMS = {"step": "observe", "step_rare": "inspect"}
+"""{the dimension that records lie along: the function of a `Dynamics` that makes them}."""
+
+RESERVED = ("diverged_at", "finite", *STREAMS)
 """Names the engine gives to its own coordinates."""
+
+PLAIN = re.compile(r"[^\W\d][\w .-]*")
+"""Names of records: a variable of a Dataset, an entry of a file."""
+
+CALLBACKS = {"debug_callback", "debug_print", "io_callback", "pure_callback", "python_callback"}
+"""Primitives that call Python, whose work no hash of the computation knows."""
 
 
 class Function(NamedTuple):
@@ -45,24 +55,57 @@ class Function(NamedTuple):
         """A hash of the computation, the arrays it closes over included."""
         text = hashlib.sha256(self.lowered().as_text().encode())
         for const in self.jaxpr.consts:
-            text.update(np.asarray(_plain(const)).tobytes())
+            text.update(plain(const).tobytes())
         return text.hexdigest()[:16]
 
 
 class Process(NamedTuple):
-    """The traced functions of one run: init(point, shared), others (point, shared, state, t).
+    """The traced functions of one run.
 
-    `inspect` is None where it is not asked for.
+    Attributes:
+        init: init(point, shared) -> state.
+        step: step(point, shared, state, t) -> state.
+        streams: {dimension: function}, of the arguments of `step`: `observe`'s records, `finite`
+            among them, along `step`, and `inspect`'s, where asked for, along `step_rare`.
     """
 
     init: Function
     step: Function
-    observe: Function
-    inspect: Function | None
+    streams: dict[str, Function]
 
-    def digests(self) -> dict[str, str]:
-        """{function: hash of its computation}."""
-        return {name: f.digest() for name, f in self._asdict().items() if f is not None}
+    @property
+    def records(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{name: shape and dtype} of all that is recorded, but `finite`."""
+        both = {name: leaf for f in self.streams.values() for name, leaf in f.returns.items()}
+        return {name: leaf for name, leaf in both.items() if name != "finite"}
+
+    @property
+    def functions(self) -> dict[str, Function]:
+        """{name in `Dynamics`: function}."""
+        named = {STREAMS[stream]: function for stream, function in self.streams.items()}
+        return {"init": self.init, "step": self.step, **named}
+
+    def cost(self, steps: int, counts: Mapping[str, int]) -> Cost:
+        """What one run costs, as the compiler counts it before compilation.
+
+        Args:
+            steps: of a run.
+            counts: {stream: how many records of it}.
+        """
+        counted = self.step.lowered().cost_analysis() or {}
+        recorded = sum(
+            counts[stream] * leaf.size * leaf.dtype.itemsize
+            for stream, function in self.streams.items()
+            for leaf in jax.tree.leaves(function.returns)
+        )
+        step_bytes, flops = counted.get("bytes accessed", 0.0), counted.get("flops", 0.0)
+        return Cost(step_bytes, flops, recorded / steps)
+
+    def callbacks(self) -> Iterator[str]:
+        """The functions that call back to Python while they run."""
+        for name, function in self.functions.items():
+            if linalg.primitives(function.jaxpr.jaxpr) & CALLBACKS:
+                yield name
 
 
 def traced(
@@ -99,13 +142,14 @@ def traced(
         return result
 
     def init(point: Any, shared: Any) -> Any:
-        return _strong("init", made(point, shared).init())
+        return _arrays("init", made(point, shared).init())
 
     def step(point: Any, shared: Any, state: Any, t: Any) -> Any:
-        return _strong("step", made(point, shared).step(state, t))
+        return _arrays("step", made(point, shared).step(state, t))
 
     def observe(point: Any, shared: Any, state: Any, t: Any) -> Any:
-        return _record("observe", made(point, shared).observe(state, t), taken)
+        record = _record("observe", made(point, shared).observe(state, t), taken)
+        return {**record, "finite": _all_finite(state)}
 
     def inspect(point: Any, shared: Any, state: Any, t: Any) -> Any:
         costly = made(point, shared).inspect
@@ -117,29 +161,12 @@ def traced(
     at = (point, shared, start.returns, t)
     moved = _function(step, *at)
     _same_structure(start.returns, moved.returns)
-    observed, costly = _function(observe, *at), _function(inspect, *at) if inspected else None
-    both = set(observed.returns) & set(costly.returns if costly else ())
-    if both:
-        raise BadInput(f"inspect: {min(both)!r} is observed too; record each name once")
-    return Process(start, moved, observed, costly)
-
-
-def cost(process: Process, *, per_period: int) -> Cost:
-    """What one run costs, as the compiler counts it before compilation.
-
-    Args:
-        process: the run.
-        per_period: `observe`s in one record period.
-    """
-    counted = process.step.lowered().cost_analysis() or {}
-    record = per_period * _bytes(process.observe.returns)
-    if process.inspect is not None:
-        record += _bytes(process.inspect.returns)
-    return Cost(counted.get("bytes accessed", 0.0), counted.get("flops", 0.0), record)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    streams = {"step": _function(observe, *at)}
+    if inspected:
+        streams["step_rare"] = _function(inspect, *at)
+        if both := {*streams["step"].returns} & {*streams["step_rare"].returns}:
+            raise BadInput(f"inspect: {min(both)!r} is observed too; record each name once")
+    return Process(start, moved, streams)
 
 
 def _function(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> Function:
@@ -148,7 +175,7 @@ def _function(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any
         jaxpr, returns = jax.make_jaxpr(function, return_shape=True)(point, *rest)
     except NEEDS_VALUE as error:
         raise BadInput(_blame(function, point, *rest)) from error
-    return Function(one_by_one(jaxpr) if jax.default_backend() == "cpu" else jaxpr, returns)
+    return Function(linalg.one_by_one(jaxpr) if linalg.hangs() else jaxpr, returns)
 
 
 def _blame(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> str:
@@ -186,10 +213,10 @@ def _traces(function: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
-def _strong(name: str, state: Any) -> Any:
+def _arrays(name: str, state: Any) -> Any:
     """The state with strong-typed array leaves: a Python `0.` would cost a second trace."""
 
-    def strong(path: Any, leaf: Any) -> Any:
+    def array(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, bool | int | float | complex):
             leaf = jnp.asarray(leaf)
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
@@ -201,7 +228,7 @@ def _strong(name: str, state: Any) -> Any:
         leaf = jnp.asarray(leaf)
         return lax.convert_element_type(leaf, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(strong, state)
+    return jax.tree_util.tree_map_with_path(array, state)
 
 
 def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Array]:
@@ -209,8 +236,8 @@ def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Arr
     if not isinstance(record, Mapping):
         raise BadInput(f"{name}: returns a {type(record).__name__}; return {{name: array}}")
     for key, value in record.items():
-        if not isinstance(key, str):
-            raise BadInput(f"{name}: names a record {key!r}; names are strings")
+        if not isinstance(key, str) or not PLAIN.fullmatch(key):
+            raise BadInput(f"{name}: names a record {key!r}; give letters, digits, spaces and _-.")
         if not isinstance(value, jax.Array | np.ndarray | np.generic):
             raise BadInput(f"{name}: {key!r} is a {type(value).__name__}; record an array")
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -220,6 +247,11 @@ def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Arr
         if key in taken or key in RESERVED:
             raise BadInput(f"{name}: {key!r} is taken by an axis or the engine; rename it")
     return {key: jnp.asarray(value) for key, value in record.items()}
+
+
+def _all_finite(state: Any) -> jax.Array:
+    inexact = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in inexact]))
 
 
 def _same_structure(before: Any, after: Any) -> None:
@@ -236,6 +268,16 @@ def _same_structure(before: Any, after: Any) -> None:
             )
 
 
-def _plain(leaf: Any) -> Any:
-    keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if keyed else leaf
+def plain(leaf: Any) -> np.ndarray:
+    """A leaf as bytes NumPy can keep: random keys as their data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def restored(array: np.ndarray, like: Any) -> Any:
+    """The inverse of `plain`, by the dtype of a leaf like it."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        impl = jax.random.key_impl(jnp.empty((0,), like.dtype))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
+    return array.view(like.dtype) if array.dtype.kind == "V" else array  # bfloat16, float8

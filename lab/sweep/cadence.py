@@ -1,0 +1,81 @@
+"""Cadence: at which steps a run is recorded, and how its steps are cut into segments.
+
+Each record belongs to a stream, named by its dimension in the Dataset: `step` (what `observe`
+returns) and `step_rare` (`inspect`). A stream is any ascending steps. A segment is the steps
+(first, stop] between two visits of the host; the first one holds the initial state too.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+BEFORE = -1
+"""Where a run is that has not been started: the record of step 0 is still to come."""
+
+
+class Segment(NamedTuple):
+    """One segment as the compiled program takes it.
+
+    Attributes:
+        stop: the step that it ends at.
+        times: the step it starts from, then those to halt at, padded to the same length for all.
+        halts: how many of them count.
+        slots: {stream: at each halt, where its record goes}; one past the last, where it has none.
+        taken: {stream: how many records}.
+    """
+
+    stop: int
+    times: np.ndarray
+    halts: int
+    slots: dict[str, np.ndarray]
+    taken: dict[str, int]
+
+
+class Cadence(NamedTuple):
+    """Steps of each run, and {stream: the steps at which it is recorded}, ascending.
+
+    >>> cadence = Cadence(20, {"step": np.arange(0, 21, 5), "step_rare": np.array([0, 7])})
+    >>> cadence.capacity(10)  # of a segment of 10 steps
+    {'step': 3, 'step_rare': 2}
+    >>> first = cadence.segment(BEFORE, 10)
+    >>> first.times[: first.halts + 1], first.slots["step_rare"][: first.halts]
+    (array([ 0,  0,  5,  7, 10], dtype=int32), array([0, 2, 1, 2], dtype=int32))
+    """
+
+    steps: int
+    at: Mapping[str, np.ndarray]
+
+    def between(self, stream: str, before: int, stop: int) -> slice:
+        """Which records of the stream belong to steps (before, stop]."""
+        low, high = np.searchsorted(self.at[stream], [before, stop], side="right")
+        return slice(int(low), int(high))
+
+    def capacity(self, length: int) -> dict[str, int]:
+        """{stream: the most records that a segment of so many steps holds}."""
+        return {stream: _most(steps, length) for stream, steps in self.at.items()}
+
+    def segment(self, reached: int, length: int) -> Segment:
+        """The segment that follows step `reached`; segments end at multiples of `length`."""
+        start = max(reached, 0)
+        stop = min((start // length + 1) * length, self.steps)
+        taken = {
+            stream: steps[self.between(stream, reached, stop)] for stream, steps in self.at.items()
+        }
+        halts = np.unique(np.concatenate([*taken.values(), [stop]]))
+        most = _most(np.unique(np.concatenate([*self.at.values()])), length) + 1
+        capacity = self.capacity(length)
+
+        def slots(stream: str) -> np.ndarray:
+            slot = np.full(most, capacity[stream], np.int32)
+            slot[np.searchsorted(halts, taken[stream])] = np.arange(len(taken[stream]))
+            return slot
+
+        times = np.full(most + 1, stop, np.int32)
+        times[: len(halts) + 1] = [start, *halts]
+        counts = {stream: len(steps) for stream, steps in taken.items()}
+        return Segment(stop, times, len(halts), {stream: slots(stream) for stream in taken}, counts)
+
+
+def _most(steps: np.ndarray, length: int) -> int:
+    return int(np.bincount(np.maximum(steps - 1, 0) // length).max())

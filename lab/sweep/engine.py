@@ -1,0 +1,198 @@
+"""`sweep`: run a learning process over axes, many runs in parallel, measured while they learn.
+
+The path of a run goes one way. Its arguments are checked (`check`, `axes`, `cadence`) and traced,
+once for each static point (`parts`, `trace`); laid out (`layout`) and compiled for a dispatch of
+runs (`program`); advanced from the host, dispatch after dispatch, each to its last step, a segment
+at a time (`run`, `jobs`); written to a book, in memory or on disk (`book`, `store`); and read back
+as an xarray.Dataset on the grid of the axes (`dataset`).
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import xarray as xr
+
+from lab.sweep import check, jobs
+from lab.sweep.axes import parsed, parsed_static
+from lab.sweep.book import Book
+from lab.sweep.cadence import Cadence
+from lab.sweep.dataset import dataset
+from lab.sweep.layout import Layout, chosen, requested
+from lab.sweep.parts import Part, labelled, same_records
+from lab.sweep.progress import progress_line
+from lab.sweep.run import run_by, run_here
+from lab.sweep.store import folder, locked, opened, stored
+from lab.sweep.timed import timed
+from lab.sweep.trace import RESERVED, Process
+from lab.types import BadInput, Dynamics
+
+
+def sweep(
+    dynamics: Callable[..., Dynamics],
+    axes: Mapping[Any, Any],
+    *,
+    steps: int,
+    every: int,
+    inspect_every: int | None = None,
+    static: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    attrs: Mapping[str, Mapping[str, Any]] | None = None,
+    layout: Layout | Mapping[str, int] | Literal["measure"] | None = None,
+    store: str | Path | None = None,
+    executor: Any = None,
+    keep: Literal["final"] | None = "final",
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Run `dynamics` at every point of the grid of `axes`, and return what it recorded.
+
+    Args:
+        dynamics: (**shared, **axes, **static) -> Dynamics, for ONE point; its axes' values are
+            tracers, so one compilation serves the whole grid.
+        axes: {"lr": values}, {"mask": {label: array}} or {("lr", "tau"): [(lr, tau), ...]} for
+            points drawn together; the grid is their product. Values of `lr` are >= 0, of `seed`
+            ints >= 0; none may be altered by JAX's precision beyond rounding.
+        steps: how many steps each run takes.
+        every: steps between two `observe`s; divides `steps`. The first record is the initial
+            state, the last the final one.
+        inspect_every: steps between two `inspect`s; divides `steps`. None takes none.
+        static: {"width": [16, 32]} or {"optimizer": {"sgd": optax.sgd}}: Python values that
+            change shapes or code, each compiled on its own; dims of the same Dataset.
+        shared: large arrays that every run reads, passed to `dynamics` as arguments.
+        dims: names of a record's own axes: {"eigenvalues": ("rank",)}.
+        attrs: {name of a coordinate or record: {"long_name": ..., "units": ...}}.
+        layout: placement, chosen where left out; see `Layout`. "measure" times the widths, prints
+            them and takes the fastest; where a store has a layout already, that is kept.
+        store: a folder that makes the sweep resumable: the same call goes on where it was killed,
+            and more values on an axis or more steps extend it.
+        executor: gives the dispatches out as jobs, each on one device: a `concurrent.futures`
+            executor that spawns, dask's `client.get_executor()`, submitit's, or a function that
+            makes one (a broken pool is then replaced). Its workers must see `store` and be like
+            this process in machine and versions; the bits are the same.
+        keep: "final" keeps final states in the store (see `final_states`); more steps need them.
+        progress: show progress on standard error; None shows it on a terminal.
+
+    Returns:
+        Dataset with dims (*axes, *static, "step" or "step_rare", *a record's own) and, for each
+        run, `diverged_at`: the first recorded step whose state has a non-finite number, else NaN.
+
+    Raises:
+        BadInput: what cannot be run, in one line, before anything compiles; or a store that is
+            damaged, another's, or cannot be written.
+
+    >>> import jax.numpy as jnp
+    >>> def shrinking(lr):
+    ...     return Dynamics(
+    ...         init=lambda: jnp.ones(()),
+    ...         step=lambda x, t: x - lr * x,
+    ...         observe=lambda x, t: {"x": x},
+    ...     )
+    >>> data = sweep(shrinking, {"lr": [0.5, 1.0]}, steps=2, every=1)
+    >>> data.x.sel(lr=0.5).values
+    array([1.  , 0.5 , 0.25], dtype=float32)
+    """
+    begun = time.perf_counter()
+    cadence = _cadence(steps, every, inspect_every)
+    grid, fixed, common = parsed(axes), parsed_static(static or {}), check.shared(shared)
+    names = [name for axis in grid for name in axis.labels]
+    check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
+    if not (keep is None or (isinstance(keep, str) and keep == "final")):
+        raise BadInput(f"keep: {keep!r} is neither 'final' nor None")
+    if not (progress is None or isinstance(progress, bool)):
+        raise BadInput(f"progress: {progress!r} is none of True, False and None")
+    measure = isinstance(layout, str) and layout == "measure"
+    asked, path = requested(None if measure else layout), check.place(store)
+    if executor is not None:
+        jobs.refuse(executor)
+        if path is None:
+            raise BadInput("executor: needs a store, a folder that its workers share; give one")
+
+    coordinates = [*names, *(axis.dim for axis in grid), *fixed]
+    for name in sorted({*coordinates} & {*RESERVED}):
+        raise BadInput(f"axes: {name!r} is a name of the engine's own; choose another")
+    labels = labelled(fixed)
+    parts = [
+        Part(dynamics, grid, {n: fixed[n][label] for n, label in point.items()}, common, cadence)
+        for point in labels
+    ]
+    processes = [part.process(coordinates) for part in parts]
+    same_records(processes, labels)
+    records = processes[0].records
+    own_dims = check.own_dims(dims, records, {*coordinates, *RESERVED})
+    said = check.attributes(attrs, [*coordinates, *records, *RESERVED])
+
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            stack.enter_context(locked(path))
+        folders = [path and folder(path, point) for point in labels]
+        books = [
+            _book(part, process, asked, measure, where, executor is not None)
+            for part, process, where in zip(parts, processes, folders, strict=True)
+        ]
+        line = progress_line(
+            runs=sum(len(book.rows) for book in books),
+            steps=cadence.steps,
+            done=sum(map(_done, books)),
+            shown=progress,
+        )
+        advance = stack.enter_context(line)
+        if executor is None:
+            run_here(parts, books, keep is not None, advance)
+        else:
+            run_by(executor, parts, books, keep is not None, advance)
+        recorded = [book.recorded() for book in books]
+        for book in books:
+            if book.store:
+                book.store.tidy()
+    data = dataset(recorded, processes[0], grid, fixed, cadence, own_dims, said)
+    return data.assign_attrs(
+        axes=json.dumps({axis.dim: [*axis.labels] for axis in grid}),
+        static=json.dumps([*fixed]),
+        steps=cadence.steps,
+        layout=json.dumps([book.layout._asdict() for book in books]),
+        devices=f"{books[0].layout.devices} x {jax.devices()[0].device_kind}",
+        seconds=time.perf_counter() - begun,
+        **({} if path is None else {"store": str(path)}),
+    )
+
+
+def _cadence(steps: Any, every: Any, inspect_every: Any) -> Cadence:
+    steps = check.positive_int("steps", steps)
+    at = {"step": np.arange(0, steps + 1, check.spacing("every", every, steps))}
+    if inspect_every is not None:
+        spacing = check.spacing("inspect_every", inspect_every, steps)
+        at["step_rare"] = np.arange(0, steps + 1, spacing)
+    return Cadence(steps, at)
+
+
+def _book(
+    part: Part, process: Process, asked: Layout, measure: bool, path: Path | None, jobs: bool
+) -> Book:
+    """Where the records of one static point go, under its layout."""
+    names, points, cadence = part.names, part.points, part.cadence
+    cost = process.cost(cadence.steps, {stream: len(at) for stream, at in cadence.at.items()})
+    if measure and not (path and stored(path)):
+        layout = timed(process, part, cost)
+    else:
+        layout = chosen(asked, cost, runs=len(names), steps=cadence.steps)
+    if path is None:
+        return Book(process, cadence, layout, names, points, None)
+    store = opened(path, part.identity(process), layout, asked, names, points)
+    kept = store.layout._replace(devices=1 if jobs else layout.devices)
+    book = Book(process, cadence, kept, names, points, store)
+    book.refuse_more_steps()
+    return book
+
+
+def _done(book: Book) -> int:
+    """Member-steps that the book holds already."""
+    return sum(
+        real * min(max(book.reached(dispatch), 0), book.cadence.steps)
+        for dispatch, real in book.real_runs().items()
+    )

@@ -1,0 +1,200 @@
+"""Running: each dispatch to its last step, in this process or by the workers of an executor."""
+
+import contextlib
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lab.sweep import jobs
+from lab.sweep.book import Book
+from lab.sweep.cadence import BEFORE
+from lab.sweep.layout import cores
+from lab.sweep.parcel import settings
+from lab.sweep.parts import Part
+from lab.sweep.program import Program, ahead, plan, program
+from lab.sweep.progress import Advance
+from lab.sweep.store import Saved, joined
+from lab.sweep.trace import Process, restored
+
+
+class Advanced(NamedTuple):
+    """What a segment has done: steps taken, whether they were the last, and the step reached."""
+
+    steps: int
+    finished: bool
+    step: int
+
+
+Segments = Callable[[int], Iterator[Advanced]]
+"""segments(dispatch): takes it from where it is to its last step, a segment at a time."""
+
+
+def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: Advance) -> None:
+    """Take each dispatch that is not finished to its last step, in this process.
+
+    Each device takes one dispatch after another. While the first part runs, the programs of the
+    others compile; what is done lets go of its program and of its copy of shared arrays.
+    """
+    compilers = ThreadPoolExecutor(cores())
+    devices = _devices(max(book.layout.devices or 1 for book in books))
+    around, ended = settings(), threading.Event()
+    waiting: deque[tuple[Mapping[jax.Device, Segments], int, int]] = deque()
+
+    def work(device: jax.Device) -> None:
+        with around.applied():
+            while not ended.is_set():
+                try:
+                    segments, dispatch, real = waiting.popleft()
+                except IndexError:
+                    return
+                for done in segments[device](dispatch):
+                    advance(done.steps * real, real * done.finished, done.step)
+                    if ended.is_set():
+                        return
+
+    try:
+        for part, book in zip(parts, books, strict=True):
+            if left := unfinished(book, advance):
+                segments = {d: _compiling(part, book, d, keep, compilers) for d in {*devices}}
+                waiting.extend((segments, dispatch, real) for dispatch, real in left.items())
+                del segments
+        with ThreadPoolExecutor(len(devices), thread_name_prefix="device") as workers:
+            try:
+                working = [workers.submit(work, device) for device in devices]
+                wait(working, return_when=FIRST_EXCEPTION)
+            finally:
+                ended.set()
+        for one in working:
+            one.result()
+    finally:
+        compilers.shutdown(wait=False, cancel_futures=True)
+
+
+def run_by(
+    executor: Any, parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: Advance
+) -> None:
+    """Take each dispatch that is not finished to its last step, as jobs of an executor."""
+    with contextlib.ExitStack() as leases:
+        runs: dict[jobs.Task, tuple[Book, int]] = {}
+        for part, book in zip(parts, books, strict=True):
+            assert book.store
+            if left := unfinished(book, advance):
+                make = functools.partial(_worker, part, book.store.path, keep)
+                lease = leases.enter_context(jobs.leased(book.store.path, make))
+                runs |= {(lease, dispatch): (book, real) for dispatch, real in left.items()}
+        reached = {task: book.reached(task[1]) for task, (book, _) in runs.items()}
+
+        def look() -> Mapping[jobs.Task, int]:
+            for task, (book, real) in runs.items():
+                before, last = reached[task], book.cadence.steps
+                if before < last and before != (now := book.reached(task[1])):
+                    advance(real * (now - max(before, 0)), real * (now >= last), now)
+                    reached[task] = now
+            return reached
+
+        jobs.given_out(executor, [*runs], look)
+
+
+def unfinished(book: Book, advance: Advance) -> dict[int, int]:
+    """{dispatch: its real runs} of those not at their last step; the others are told finished."""
+    left = {}
+    for dispatch, real in book.real_runs().items():
+        if book.reached(dispatch) < book.cadence.steps:
+            left[dispatch] = real
+        else:
+            advance(0, real, book.cadence.steps)
+    return left
+
+
+def _devices(count: int) -> list[jax.Device]:
+    """Where so many dispatches run at the same time: on a CPU, threads of one device."""
+    if jax.default_backend() != "cpu":
+        return jax.local_devices()[:count]
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return [chosen if isinstance(chosen, jax.Device) else jax.local_devices()[0]] * count
+
+
+def _worker(part: Part, path: Path, keep: bool, lease: Path) -> Callable[[int], None]:
+    """In a worker: the function that takes one dispatch of a stored part to its last step."""
+    process = part.process()
+    store = joined(path, part.identity(process))
+    book = Book(process, part.cadence, store.layout, [], {}, store, lease)
+    segments = _compiling(part, book, _devices(1)[0], keep, None)
+
+    def run(dispatch: int) -> None:
+        for _ in segments(dispatch):
+            pass
+
+    return run
+
+
+def _compiling(
+    part: Part, book: Book, device: jax.Device, keep: bool, pool: Executor | None
+) -> Segments:
+    """`Segments` on a device, whose programs compile in the pool from now on.
+
+    Without a pool they compile when they are first called.
+    """
+    cadence, layout, process = part.cadence, book.layout, book.process
+    assert layout.segment
+    programs = program(process, layout, cadence.capacity(layout.segment))
+    if pool is not None:
+        programs = ahead(
+            programs,
+            process,
+            part.one,
+            dict(part.shared),
+            cadence.segment(BEFORE, layout.segment),
+            runs=layout.runs,
+            device=device,
+            starts=any(book.reached(dispatch) == BEFORE for dispatch in book.real_runs()),
+            pool=pool,
+        )
+    shared = functools.cache(lambda: jax.device_put(dict(part.shared), device))
+    return lambda dispatch: _segments(book, dispatch, programs, shared, device, keep)
+
+
+def _segments(
+    book: Book,
+    dispatch: int,
+    programs: Program,
+    shared: Callable[[], Any],
+    device: jax.Device,
+    keep: bool,
+) -> Iterator[Advanced]:
+    """A dispatch from where it is to its last step; yields after each segment is committed."""
+    cadence, length = book.cadence, book.layout.segment
+    assert length
+    point, saved = jax.device_put(book.point(dispatch), device), book.load(dispatch)
+    if saved is None:
+        state, step, last = programs.start(point, shared()), BEFORE, None
+    else:
+        step, last = saved.step, saved.last
+        state = _revived(saved, book.process, device) if step < cadence.steps else None
+    while step < cadence.steps:
+        segment = cadence.segment(step, length)
+        state, new = programs.advance(state, point, shared(), *plan(segment))
+        records = {
+            name: np.asarray(array)[:, : segment.taken[stream]]
+            for stream, records in new.items()
+            for name, array in records.items()
+        }
+        finished = segment.stop == cadence.steps
+        leaves = jax.tree.leaves(state) if keep or not finished else []
+        last = book.append(dispatch, step, segment.stop, records, leaves, last)
+        before, step = max(step, 0), segment.stop
+        yield Advanced(step - before, finished, step)
+
+
+def _revived(saved: Saved, process: Process, device: jax.Device) -> Any:
+    """The state of a dispatch as it was saved, back on its device."""
+    likes, structure = jax.tree.flatten(process.init.returns)
+    leaves = [restored(leaf, like) for leaf, like in zip(saved.leaves, likes, strict=True)]
+    return jax.device_put(jax.tree.unflatten(structure, leaves), device)
