@@ -14,5 +14,5 @@ floor 3   `lab.claims`       statistics and verdicts
           `lab.peers`        what people use instead of the engine, raced against it
 floor 4   `lab.experiment`   main(): command line, progress, claims table, figure, provenance
 
-Read `lab/types.py`, then `lab/sweep/runner.py`, then one file of `experiments/`.
+Read `lab/types.py`, then `lab/sweep/engine.py`, then one file of `experiments/`.
 """
