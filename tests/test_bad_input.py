@@ -44,6 +44,44 @@ CASES = {
         {"dynamics": lambda step: process(step), "axes": {"step": [0.1]}},
         "axes: 'step' is a name of the engine",
     ),
+    "labels alike": ({"axes": {"lr": {1: 0.5, "1": 0.25}}}, "axes: 'lr' mixes labels"),
+    "a label of nan": ({"axes": {"lr": {np.nan: 0.5}}}, "axes: 'lr' has the label nan"),
+    "true and 1": ({"axes": {"lr": {True: 0.5, 2: 0.25}}}, "axes: 'lr' mixes labels"),
+    "static alike": ({"static": {"seed": [1, "1"]}}, "static: 'seed' mixes labels"),
+    "static nan": ({"static": {"seed": [np.nan, np.nan]}}, "static: 'seed' has the label nan"),
+    "overflow": ({"axes": {"lr": [1e39]}}, r"axes: 'lr' holds 1e\+39, which float32 cannot hold"),
+    "underflow": ({"axes": {"lr": [1e-50, 1e-51]}}, "axes: 'lr' holds 1e-50, which float32"),
+    "alike in float32": (
+        {"axes": {"lr": [0.1, 0.1 + 1e-12]}},
+        "axes: 'lr' holds 0.1 and 0.1000.*, one number in float32",
+    ),
+    "beyond 64 bits": ({"axes": {"seed": [2**70]}}, f"axes: 'seed' holds {2**70}, which int32"),
+    "least of 64 bits": ({"axes": {"lr": [-(2**63)]}}, "axes: 'lr' holds -9223372036854775808"),
+    "a large label": (
+        {"axes": {"lr": {"a": np.array([2**40])}}},
+        "axes: 'lr' holds 1099511627776, which int32 cannot hold",
+    ),
+    "a large mask": ({"axes": {"lr": {"a": [1e39]}}}, "axes: 'lr' holds 1e[+]39, which float32"),
+    "large and shared": (
+        {"shared": {"seed": [2**40]}},
+        "shared: 'seed' holds 1099511627776, which",
+    ),
+    "small and shared": ({"shared": {"seed": np.array([1e-50])}}, "shared: 'seed' holds 1e-50"),
+    "masked axis": ({"axes": {"lr": np.ma.array([1, 2], mask=[0, 1])}}, "'lr' is a masked array"),
+    "masked label": ({"axes": {"lr": {"a": np.ma.array([1.0])}}}, "'lr' is a masked array"),
+    "masked and shared": ({"shared": {"seed": np.ma.array([1])}}, "'seed' is a masked array"),
+    "dims alike": (
+        {
+            "dynamics": lambda a, b, a_b: process(a),
+            "axes": {("a", "b"): [(1, 2)], "a_b": [3]},
+        },
+        r"axes: \('a', 'b'\) makes a dim 'a_b', which is taken",
+    ),
+    "too many": ({"axes": {"seed": range(10**20)}}, "axes: 'seed' has more than 10000000 values"),
+    "too many runs": (
+        {"axes": {"lr": np.linspace(0, 1, 4000), "seed": range(4000)}},
+        "axes: they make 16000000 runs; give at most 10000000",
+    ),
     "no function": ({"dynamics": None}, "dynamics: None is no function"),
     "shared words": ({"shared": {"seed": "abc"}}, "shared: 'seed' holds <U3"),
     "ragged masks": ({"axes": {"lr": {"a": [1.0], "b": [1.0, 2.0]}}}, "axes: 'lr' has arrays"),
@@ -63,6 +101,7 @@ CASES = {
     "steps fractional": ({"steps": 2.5}, "steps: 2.5"),
     "steps true": ({"steps": True}, "steps: True"),
     "steps words": ({"steps": "10"}, "steps: '10'"),
+    "steps beyond": ({"steps": 2**31, "every": 2**31}, "steps: 2147483648 is beyond an int32"),
     "every": ({"every": 3}, "every: 3 does not divide steps=10; 2 would"),
     "inspect_every": ({"inspect_every": 3}, "inspect_every: 3 does not divide steps=10; 2 would"),
     "no inspect": (
@@ -70,6 +109,24 @@ CASES = {
         "inspect_every: given, but",
     ),
     "keep": ({"keep": "all"}, "keep: 'all'"),
+    "keep an array": ({"keep": np.ones(2)}, "keep: array.* is neither"),
+    "progress": ({"progress": "no"}, "progress: 'no' is none of True, False and None"),
+    "store of bytes": ({"store": b"a"}, "store: b'a' is no path"),
+    "store of nothing": ({"store": ""}, "store: '' is no path"),
+    "store with NUL": ({"store": "a\0b"}, "store: 'a.x00b' is no path"),
+    "store a number": ({"store": 3}, "store: 3 is no path"),
+    "shared a list": ({"shared": [1]}, "shared: a list is no mapping"),
+    "dims a list": ({"dims": ["w"]}, "dims: a list is no mapping"),
+    "dims of numbers": ({"dims": {"w": (1,)}}, r"dims: 'w' is given \[1\]; give it names"),
+    "attrs a list": ({"attrs": ["lr"]}, "attrs: a list is no mapping"),
+    "attrs of words": ({"attrs": {"lr": "rate"}}, "attrs: 'lr': a str is no mapping"),
+    "attrs of nothing": ({"attrs": {"v": {}}}, "attrs: nothing is named 'v'"),
+    "attrs of arrays": ({"attrs": {"lr": {"a": np.ones(2)}}}, "attrs: 'lr' has .* give words"),
+    "layout width": ({"layout": {"width": 10**9}}, "layout: width is 1000000000; give at most"),
+    "layout together": (
+        {"layout": {"width": 2**16, "blocks": 2**16}},
+        "layout: blocks x width is 4294967296; give at most",
+    ),
     "layout field": ({"layout": {"depth": 2}}, "layout: no field 'depth'"),
     "layout a number": ({"layout": 4}, "layout: 4 is no Layout"),
     "layout true": ({"layout": {"width": True}}, "layout: width is True"),
@@ -91,6 +148,25 @@ CASES = {
         },
         "dims: 'm' uses a name twice",
     ),
+    "dims of two sizes": (
+        {
+            "dynamics": changed(observe=lambda s, t: {"a": jnp.ones(2), "b": jnp.ones(3)}),
+            "dims": {"a": ("k",), "b": ("k",)},
+        },
+        "dims: 'k' is 2 long in 'a', 3 in 'b'",
+    ),
+    "a dim like a record": (
+        {"dynamics": changed(observe=lambda s, t: {"v": jnp.ones(2), "v_0": jnp.ones(())})},
+        "dims: 'v' has a dim 'v_0' by itself, which is taken",
+    ),
+    **{
+        f"a record {name!r}": (
+            {"dynamics": changed(observe=lambda s, t, name=name: {name: s["w"]})},
+            "observe: names a record .*; give letters",
+        )
+        for name in ("", "..", "a/b", "a\0b", "a\nb", 3)
+    },
+    "by position": ({"dynamics": lambda lr, /: process(lr)}, "dynamics: 'lr' is taken by position"),
     "a tuple": ({"dynamics": lambda lr: (1, 2)}, "dynamics: returned a tuple"),
     "observes a float": (
         {"dynamics": changed(observe=lambda s, t: {"x": 1.0})},

@@ -105,8 +105,8 @@ def _environment() -> dict[str, str]:
 
 
 def _settings() -> dict[str, str]:
-    names = sorted(name for name in jax.config.values if not HARMLESS.search(name))
-    return {name.removeprefix("jax_"): str(getattr(jax.config, name, None)) for name in names}
+    held = sorted(jax.config.values.items())  # type: ignore[attr-defined]
+    return {n.removeprefix("jax_"): str(value) for n, value in held if not HARMLESS.search(n)}
 
 
 def _processor() -> str:

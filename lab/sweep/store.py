@@ -283,7 +283,7 @@ def locked(path: Path) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / "lock").open("w")
     except BadInput:
-        if not (path.is_dir() and any(path.rglob("manifest.json"))):
+        if not os.path.isdir(path) or not any(path.rglob("manifest.json")):  # noqa: PTH112
             raise
         yield
         return
