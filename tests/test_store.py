@@ -325,7 +325,9 @@ def test_a_label_that_stands_for_another_value_is_refused(before, tmp_path):
     )
 
 
-@pytest.mark.parametrize("wrapped", [lambda f: f, jax.jit, jax.checkpoint], ids=str)
+@pytest.mark.parametrize(
+    "wrapped", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"]
+)
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_an_edited_closed_over_array_is_refused_wherever_it_hides(wrapped, array, tmp_path):
     def process(data):
