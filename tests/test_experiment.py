@@ -1,5 +1,9 @@
-"""The command line of an experiment, at toy size, as a user meets it."""
+"""An experiment's command line, as a user meets it: its laws, on one small experiment.
 
+That each real experiment keeps them is in test_toys.py.
+"""
+
+import importlib
 import json
 import os
 import subprocess
@@ -7,86 +11,66 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import matplotlib.pyplot as plt
 import pytest
 
+from lab.experiment import listing, main
+
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("[!_]*.py"))
-TOYS = {
-    "bounded_memory": "--runs 4 8 16 --turns 1 --examples 10",
-    "throughput": "--problems b --forms vmap --turns 3 --widths 1 2 --shrink 128",
-    "momentum_edge": (
-        "--seeds 3 --steps 40 --every 20 --warmup 20 --batch-steps 60 --batch-every 20 --krylov 4 "
-        "--draws 4 --hidden 8 --batches 2 40 --batch-lrs 0.01 0.5 --plain-lrs 0.1 0.5"
-    ),
-    "linear_networks": (
-        "--seeds 3 --steps 80 --every 20 --scales 0.3 0.4 --small 0.1 --momenta 0 0.9"
-    ),
-    "sgd_noise": (
-        "--seeds 3 --runs 4 --steps 40 --every 20 --batches 1 --fractions 0.5 --beyond 0.5 1.5 "
-        "--sizes 1 2"
-    ),
-    "central_flow": (
-        "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 --directions 2 "
-        "--several-steps 40 --picture-steps 20"
-    ),
-    "token_selection": "--seeds 3 --steps 40 --every 20 --tokens 3 --dimension 12",
-    "catapult": (
-        "--seeds 3 --steps 40 --every 20 --curved-steps 40 --widths 8 --ms 1.0 3.0 4.5 "
-        "--curved 1.0 3.0 --straight 1.0 3.0 --layers 1 --hidden 8 --examples 10"
-    ),
-    "in_context_regression": (
-        "--contexts 10 20 --seeds 3 --steps 40 --every 20 --softmax-steps 20 --batch 16 "
-        "--held-out 64 --path-steps 40 --inits 3 --init-steps 100"
-    ),
-    "layer_norm_placement": (
-        "--depth 16 --width 8 --count 2 --draws 3 --seeds 3 --layers 1 2 --train-width 8 "
-        "--lrs 0.001 0.1 10 --warmup 20 --steps 40 --every 20 --batch 8 --examples 20"
-    ),
-    "trainable_depth": (
-        "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20"
-    ),
-    "induction_heads": "--seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
-    "masked_prediction": (
-        "--seeds 3 --steps 40 --every 20 --length 6 --batch 4 --held 8 --pixel-steps 20 --digits 50"
-    ),
-    "contrastive": (
-        "--seeds 3 --steps 40 --every 20 --inspect-every 40 --temperatures 0.2 2 --batch 8 "
-        "--labels 20 --examples 50"
-    ),
-    "label_efficiency": (
-        "--seeds 3 --steps 40 --every 20 --supervised-steps 20 --labels 1 --temperatures 0.2 "
-        "--lrs 0.001 --examples 100 --tested 100 --batch 8 --penalties 0.1"
-    ),
-    "markov_chains": "--length 8 --seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
-    "collapse": (
-        "--seeds 3 --steps 40 --every 20 --linear-steps 60 --dimension 2 --examples 100 --batch 8 "
-        "--hidden 8 --features 4"
-    ),
-    "stepwise_barlow": (
-        "--seeds 3 --steps 40 --every 20 --outputs 3 --widths 8 16 --pairs 6 --kernel-steps 20 "
-        "--practical-steps 20"
-    ),
-    "rank_collapse": "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
-    "edge_of_stability": (
-        "--lrs 0.05 1.0 --seeds 3 --steps 40 --every 20 --inspect-every 20 "
-        "--examples 50 --pool 4 --hidden 8 --krylov 4"
-    ),
+EXPERIMENT = '''"""Half of what there is decays in a step.
+
+Sources: none."""
+from dataclasses import dataclass
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+from lab.claims import claim
+from lab.sweep import sweep
+from lab.types import Dynamics
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the sweep."""
+    rates: tuple[float, ...] = (0.5,)
+    """Share that decays."""
+    steps: int = 4
+    """How often."""
+    every: int = 2
+    """Steps between two records."""
+    seeds: int = 3
+    """Starts."""
+
+PRESETS = {"quick": Config(), "paper": Config(steps=8)}
+
+def run(config, store):
+    def process(rate, seed):
+        return Dynamics(lambda: 1.0 + seed, lambda x, t: x * (1 - rate), lambda x, t: {"x": x})
+    axes = {"rate": config.rates, "seed": range(config.seeds)}
+    return sweep(process, axes, steps=config.steps, every=config.every, store=store)
+
+def claims(data):
+    def left(statement, at, share, **words):
+        words |= {"predicted": share, "tolerance": (share - 0.05, share + 0.05), "why": "float32"}
+        words |= {"source": "arithmetic", "estimator": "ratio of two records", "seeds": "starts"}
+        x = data.x.isel(rate=0)
+        return claim(statement, (x[:, at] / x[:, 0]).values, **words)
+    whole = left("at the start there is all", 0, 1.0)
+    return [left("two steps leave a quarter", 1, 0.25, control=whole)]
+
+def figure(data):
+    result, axes = plt.subplots()
+    axes.plot(data.step, data.x[0].T)
+    return result
+'''
+BAD = {
+    "papre": "preset: 'papre' is not one of quick, paper",
+    "paper --plot": "--plot: no finished run",
+    "paper --resume": "--resume: there is nothing in runs/decay/paper",
+    "quick --plot --steps 6": "--plot: runs/decay/quick was run with steps 4, not 6",
+    "--fresh --plot": "--fresh: ",
+    "--fresh --resume": "--fresh: ",
+    "--steps -5 --fresh": "steps: -5 is not a positive int",
 }
-
-
-def sweeps(name: str) -> bool:
-    """Whether the experiment runs a sweep of its own, rather than timing those of others."""
-    return "--steps" in TOYS[name]
-
-
-def command(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", f"experiments.{name}", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
 
 
 class Done(NamedTuple):
@@ -95,189 +79,172 @@ class Done(NamedTuple):
     status: int
     out: str
     err: str
-    files: dict[str, int]
 
 
-BAD = {
-    "papre": "preset: 'papre' is not one of quick, paper",
-    "quick --plot": "--plot: ",  # the toy was run, not the preset itself
-    "paper --resume": "--resume: ",
-    "paper --plot": "--plot: no finished run",
-    "--fresh --plot": "--fresh: ",
-}
+def files() -> dict[str, int]:
+    """What is below runs/ and figures/, with its times."""
+    found = (file for top in ("runs", "figures") for file in sorted(Path(top).rglob("*")))
+    return {str(file): file.stat().st_mtime_ns for file in found if file.is_file()}
 
 
-def commands(name: str) -> dict[str, str]:
-    """The toy, redrawn, and what must be refused, in this order."""
-    toy = TOYS[name]
-    refused = {f"bad: {bad}": bad for bad in BAD}
-    if sweeps(name):
-        refused |= {"field": f"{toy} --steps -5 --fresh", "config": f"{toy} --every 10"}
-    return {"toy": toy, "plot": f"{toy} --plot"} | refused
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """The experiment as a module, in a folder of its own, with nothing run."""
+    (tmp_path / "decay.py").write_text(EXPERIMENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield importlib.import_module("decay")
+    sys.modules.pop("decay")
+    jax.config.update("jax_enable_x64", False)
+    plt.close("all")
 
 
-@pytest.fixture(scope="module", params=EXPERIMENTS)
-def finished(request, tmp_path_factory):
-    """A folder in which the commands were given, the experiment's name, what each left."""
-    folder, name = tmp_path_factory.mktemp(request.param), request.param
-    given = commands(name)
-    listed = json.dumps([each.split() for each in given.values()])
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.commands", name, listed],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+@pytest.fixture
+def command(experiment, capsys):
+    """Gives the experiment a command."""
+
+    def given(line: str = "") -> Done:
+        with pytest.raises(SystemExit) as end:
+            main("decay", line.split())
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return given
+
+
+def report(folder: str) -> dict:
+    return json.loads(Path(folder, "decay.json").read_text())
+
+
+def test_a_run_leaves_claims_figure_and_provenance(command):
+    done = command()
+    assert done.status == 0 and done.err == ""
+    assert done.out.splitlines()[-1] == "runs/decay/quick/decay.png"
+    assert Path("runs/decay/quick/decay.pdf").read_bytes().startswith(b"%PDF")
+    left = report("runs/decay/quick")
+    assert left["claim"] == "Half of what there is decays in a step."
+    assert left["config"] == {"rates": [0.5], "steps": 4, "every": 2, "seeds": 3}
+    assert left["versions"]["jax"] and left["seconds"] > 0 and left["layout"]
+    (claim,) = left["claims"]
+    assert claim["values"] == [0.25] * 3 and claim["verdict"] == "pass"
+    assert claim["control"]["values"] == [1.0] * 3 and claim["control"]["tolerance"] == [0.95, 1.05]
+    assert claim["statement"] in done.out and claim["control"]["statement"] in done.out
+
+
+def test_only_the_unmodified_paper_preset_writes_figures(command):
+    command()
+    command("paper --seeds 2")
+    assert not Path("figures").exists() and report("runs/decay/paper")["preset"] == "paper"
+    done = command("paper --fresh")
+    assert done.out.splitlines()[-1] == "figures/decay.png"
+    assert {f.suffix for f in Path("figures").iterdir()} == {".pdf", ".png", ".json"}
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_redrawing_computes_nothing_and_gives_the_same_claims(
+    preset, command, experiment, monkeypatch
+):
+    first, before = command(preset), files()
+    monkeypatch.setattr(experiment, "run", lambda *_: pytest.fail("computed again"))
+    again, after = command(f"{preset} --plot"), files()
+    assert (again.status, again.out) == (first.status, first.out)
+    assert {f: t for f, t in after.items() if "/decay." in f} != {
+        f: t for f, t in before.items() if "/decay." in f
+    }
+    assert all(after[file] == t for file, t in before.items() if "/decay." not in file)
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_exits_2_with_one_line_and_loses_nothing(line, command):
+    command()
+    before = files()
+    refused = command(line)
+    assert refused.status == 2 and refused.out == ""
+    assert refused.err.startswith(f"error: {BAD[line]}")
+    assert len(refused.err.splitlines()) == 1
+    assert files() == before
+
+
+def test_another_config_is_refused_and_says_how_to_start_over(command):
+    command()
+    refused = command("--every 1")
+    assert refused.status == 2 and len(refused.err.splitlines()) == 1
+    assert "every was 2 and is now 1" in refused.err and "--fresh" in refused.err
+    assert command("--every 1 --fresh").status == 1  # one step leaves a half
+    assert report("runs/decay/quick")["config"]["every"] == 1
+
+
+def test_an_unknown_flag_is_refused_by_name(command):
+    command()
+    before = files()
+    refused = command("--step 6")
+    assert refused.status == 2 and "--step" in refused.err and files() == before
+
+
+def test_a_run_goes_on_by_itself_and_on_demand(command):
+    command()
+    states = [file for file in files() if "/states/" in file]
+    longer = command("--steps 6 --resume")
+    assert longer.status == 0 and states == [file for file in files() if "/states/" in file]
+    assert report("runs/decay/quick")["config"]["steps"] == 6
+
+
+def test_a_claim_that_fails_exits_1(command):
+    assert command("--rates 0.1").status == 1
+    assert report("runs/decay/quick")["claims"][0]["verdict"] == "fail"
+
+
+def test_an_interrupt_exits_130_and_says_that_the_command_goes_on(command, experiment, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", interrupted)
+    done = command()
+    assert done.status == 130 and done.err == "interrupted; the same command goes on from here\n"
+
+
+def test_an_experiment_that_needs_float64_has_it(command, experiment, monkeypatch):
+    command("--fresh")
+    assert report("runs/decay/quick")["x64"] is False
+    monkeypatch.setattr(experiment, "x64", True, raising=False)
+    command("--fresh")
+    assert report("runs/decay/quick")["x64"] is True
+
+
+def test_help_explains_each_field(command):
+    done = command("paper --help")
+    assert done.status == 0
+    for words in ("Half of what", "Share that decays", "How often", "between two records"):
+        assert words in done.out
+    for words in ("--fresh", "--plot", "--resume", "Presets: quick, paper", "8"):
+        assert words in done.out
+
+
+@pytest.mark.xdist_group("processes")
+def test_help_of_a_real_experiment_explains_each_field():
+    """A process as a user starts it."""
+    text = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "experiments.edge_of_stability", "--help"],
+        cwd=ROOT,
+        env=os.environ,
         capture_output=True,
         text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    left = (Done(**each) for each in json.loads(run.stdout.splitlines()[-1]))
-    return folder, name, dict(zip(given, left, strict=True))
-
-
-def test_a_run_leaves_claims_figure_and_provenance(finished):
-    folder, name, left = finished
-    done = left["toy"]
-    assert done.status in (0, 1), done.err
-    assert done.err == ""
-    results = folder / "runs" / name / "quick"
-    assert done.out.splitlines()[-1] == str(results.relative_to(folder) / f"{name}.png")
-    assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    report = json.loads((results / f"{name}.json").read_text())
-    assert report["versions"]["jax"] and report["seconds"] > 0
-    assert report["layout"] or not sweeps(name)
-    for claim in report["claims"]:
-        assert len(claim["values"]) == 3 or not sweeps(name)
-        assert claim["verdict"] in ("pass", "fail", "inconclusive")
-        assert claim["control"]["tolerance"]
-
-
-def test_only_the_unmodified_paper_preset_writes_figures(finished):
-    _, _, left = finished
-    assert not any(file.startswith("figures") for done in left.values() for file in done.files)
-
-
-def test_redrawing_computes_nothing_and_gives_the_same_claims(finished):
-    _, _, left = finished
-    first, again = left["toy"], left["plot"]
-    assert (again.status, again.out) == (first.status, first.out)
-    stored = [{f: t for f, t in done.files.items() if "/store" in f} for done in (first, again)]
-    assert stored[0] == stored[1]
-
-
-@pytest.mark.parametrize("arguments", BAD)
-def test_bad_input_exits_2_with_one_line_and_loses_nothing(finished, arguments):
-    _, _, left = finished
-    refused = left[f"bad: {arguments}"]
-    assert refused.status == 2
-    assert refused.err.startswith(f"error: {BAD[arguments]}")
-    assert len(refused.err.splitlines()) == 1
-    assert refused.files == left["plot"].files
-
-
-def test_a_bad_field_with_fresh_keeps_the_old_run(finished):
-    _, name, left = finished
-    if not sweeps(name):
-        pytest.skip("no sweep of its own")
-    assert left["field"].status == 2
-    assert "steps: -5 is not a positive int" in left["field"].err
-    assert left["field"].files.keys() == left["plot"].files.keys()
-
-
-def test_another_config_is_refused_in_one_line(finished):
-    _, name, left = finished
-    if not sweeps(name):
-        pytest.skip("no sweep of its own")
-    assert left["config"].status == 2
-    assert "every was 20 and is now 10" in left["config"].err
-    assert "--fresh" in left["config"].err
-
-
-def test_a_command_of_its_own_does_as_those_given_together(tmp_path):
-    """A process as a user starts it, with its output as it is."""
-    done = command(tmp_path, "rank_collapse", *TOYS["rank_collapse"].split())
-    assert done.returncode in (0, 1) and done.stderr == ""
-    assert done.stdout.splitlines()[-1] == "runs/rank_collapse/quick/rank_collapse.png"
-
-
-def test_help_explains_each_field():
-    text = command(ROOT, "edge_of_stability", "--help").stdout
+        check=True,
+    ).stdout
     for words in ("Learning rates", "Gradient steps", "--fresh", "--plot", "--resume", "paper"):
         assert words in text
 
 
+@pytest.mark.xdist_group("processes")
 def test_the_listing_names_each_experiment_and_its_last_verdicts():
     listed = subprocess.run(
         [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for name in EXPERIMENTS:
-        assert name in listed.stdout
+    for file in (ROOT / "experiments").glob("[!_]*.py"):
+        assert file.stem in listed.stdout
     assert "pass" in listed.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("momentum_edge --batches 8 2", "batches: (8, 2); give two sizes or more, ascending"),
-        (
-            "momentum_edge --batch-lrs 0.1",
-            "batch_lrs: (0.1,); give one rate for each of (2, 32, 512)",
-        ),
-        (
-            "in_context_regression --contexts 10",
-            "contexts: (10,); 10 and 20 should be among them",
-        ),
-        (
-            "induction_heads --vocabulary 16",
-            "vocabulary: 16 tokens; give 32 or more, twice the greatest period",
-        ),
-        (
-            "markov_chains --states 1",
-            "states: 1; give 2 or more, or there is nothing to foretell",
-        ),
-        ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
-        ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
-        ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
-        ("stepwise_barlow --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
-        ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
-        (
-            "masked_prediction --states 1",
-            "states: 1; give 2 or more, or there is nothing to fill in",
-        ),
-        ("masked_prediction --pixel-steps 30", "pixel_steps: 30; give a multiple of 20"),
-        (
-            "contrastive --temperatures 0.5 0.1",
-            "temperatures: (0.5, 0.1); give them ascending, 0.2 and one above",
-        ),
-        ("label_efficiency --labels 5 1", "labels: (5, 1); give one number or more, ascending"),
-        ("label_efficiency --labels 400", "labels: (400,); give 1 to 300 a class"),
-        ("label_efficiency --tested 15", "tested: 15; give a multiple of 10"),
-        ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
-        ("layer_norm_placement --depth 9", "depth: 9; give 16 blocks or more"),
-        (
-            "layer_norm_placement --lrs 0.1 0.01 1",
-            "lrs: (0.1, 0.01, 1.0); give three or more, ascending",
-        ),
-        ("trainable_depth --layers 4", "layers: (4,); give two depths or more, ascending"),
-        ("trainable_depth --tokens 1", "tokens: 1; give two or more"),
-        ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
-        ("throughput --forms pmap", "forms: 'pmap' is not one of eager, func, loop, scan, vmap"),
-        ("throughput --turns 0", "turns: 0 is not a positive int"),
-        ("bounded_memory --turns 0", "turns: 0 is not a positive int"),
-        (
-            "bounded_memory --runs 8 4 2",
-            "runs: (8, 4, 2); give three sizes or more, each larger than the last",
-        ),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before_it_starts(arguments, said, tmp_path):
-    refused = command(tmp_path, *arguments.split())
-    assert refused.returncode == 2 and refused.stderr == f"error: {said}\n"
-
-
-def test_races_of_another_kind_are_not_taken_for_these(tmp_path):
-    store = tmp_path / "runs" / "throughput" / "quick" / "store"
-    store.mkdir(parents=True)
-    (store / "a.json").write_text('{"config": {"turns": 9}}')
-    refused = command(tmp_path, "throughput")
-    assert refused.returncode == 2
-    assert "a.json is a race of another config" in refused.stderr and "--fresh" in refused.stderr
+def test_what_never_ran_is_listed_as_such(experiment, capsys, tmp_path):
+    listing(tmp_path)
+    shown = capsys.readouterr().out
+    assert "decay" in shown and "never run" in shown

@@ -1,0 +1,418 @@
+"""Each experiment at toy size: it runs, claims, draws and redraws, and refuses what cannot be run.
+
+The laws of the command line are in test_experiment.py.
+"""
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jaxtyping
+import matplotlib.pyplot as plt
+import pytest
+
+from lab.experiment import main
+from lab.peers import memory, race
+
+ROOT = Path(__file__).parents[1]
+MODULES = {file.stem: file for file in sorted((ROOT / "experiments").rglob("[!_]*.py"))}
+INF = math.inf
+
+
+class Toy(NamedTuple):
+    """How an experiment is run, and what must come out even so small.
+
+    Attributes:
+        flags: of the quick preset.
+        holds: {start of a claim's or control's statement: (low, high)}, of the mean over seeds.
+    """
+
+    flags: str
+    holds: dict[str, tuple[float, float]]
+
+
+TOYS = {
+    "bounded_memory": Toy(
+        "--runs 10 100 1000 --turns 3 --examples 10",
+        {
+            "1,000 runs stay within 2 GB": (0.5, 0.5),
+            "jit(vmap(scan)) does not": (5.0, 5.0),
+            "time grows in proportion": (0.999, 1.001),
+            "compilation left in": (0.1, 0.8),
+        },
+    ),
+    "throughput": Toy(
+        "--problems b --forms vmap --turns 3 --widths 2 --shrink 128",
+        {
+            "every contender computes the same losses": (0, 0.0001),
+            "another seed's losses differ": (0.01, INF),
+        },
+    ),
+    "momentum_edge": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --warmup 20 --batch-steps 60 --batch-every 20 "
+            "--krylov 4 --draws 4 --hidden 8 --batches 2 40 --batch-lrs 0.01 0.5 --plain-lrs 0.1 "
+            "0.5"
+        ),
+        {
+            "gradient descent, lr 0.5: sharpness settles": (0.8, 1.6),
+            "at 0.02 of that rate": (0, 0.2),
+        },
+    ),
+    "linear_networks": Toy(
+        "--seeds 3 --steps 2000 --every 20 --scales 0.3 0.4 --small 0.1 --momenta 0 0.9",
+        {
+            "depth 2, balanced: modes are learned when": (0, 0.005),
+            "depth 2: not so from the naive": (0.03, INF),
+            "depth 2: the weakest mode is learned long": (2.0, 5.0),
+        },
+    ),
+    "sgd_noise": Toy(
+        (
+            "--seeds 3 --runs 4 --steps 40 --every 20 --batches 1 --fractions 0.5 --beyond 0.5 "
+            "1.5 --sizes 1 2"
+        ),
+        {
+            "1.5 of the critical rate: the mean grows": (0.97, 1.03),
+            "not by the radius": (1.05, 1.4),
+        },
+    ),
+    "central_flow": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 "
+            "--directions 2 --several-steps 40 --picture-steps 20"
+        ),
+        {
+            "its mean loss is L + tr X / lr": (0.97, 1.03),
+            "lr 0.05, below the edge: both flows are alike": (0.5, 2),
+        },
+    ),
+    "token_selection": Toy(
+        "--seeds 3 --steps 40 --every 20 --tokens 3 --dimension 12",
+        {
+            "the query's direction goes": (0.95, 1.001),
+            "attention goes to": (0.97, 1.001),
+            "with flipped labels it leaves": (-0.01, 0.01),
+        },
+    ),
+    "catapult": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --curved-steps 40 --widths 8 --ms 1.0 3.0 4.5 "
+            "--curved 1.0 3.0 --straight 1.0 3.0 --layers 1 --hidden 8 --examples 10"
+        ),
+        {
+            "two linear layers follow the recursion": (0, 1e-09),
+            "not with a frozen kernel": (0.1, INF),
+            "linear, width 8: the limit is 4": (3.7, 4.3),
+            "linearised: the limit is 2": (1.9, 2.1),
+        },
+    ),
+    "in_context_regression": Toy(
+        (
+            "--contexts 10 20 --seeds 3 --steps 40 --every 20 --softmax-steps 20 --batch 16 "
+            "--held-out 64 --path-steps 40 --inits 3 --init-steps 100"
+        ),
+        {
+            "isotropic, N = 10: the layer attains": (1, 2.4),
+            "isotropic, N = 10: its step is A*": (0, 0.9),
+            "labels of another task in the context: no step": (0.9, 1.1),
+        },
+    ),
+    "layer_norm_placement": Toy(
+        (
+            "--depth 16 --width 8 --count 2 --draws 3 --seeds 3 --layers 1 2 --train-width 8 "
+            "--lrs 0.001 0.1 10 --warmup 20 --steps 40 --every 20 --batch 8 --examples 20"
+        ),
+        {
+            "without norm it grows as the root of 3": (0.35, 0.65),
+            "with pre-norm it does not grow": (-0.1, 0.1),
+        },
+    ),
+    "trainable_depth": Toy(
+        "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20",
+        {
+            "a skip alone restores training": (-0.1, 0.1),
+            "attention alone: tokens are alike": (-4, -1.5),
+            "with a skip they stay apart": (-0.5, 0.1),
+        },
+    ),
+    "induction_heads": Toy(
+        "--seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
+        {
+            "one layer does not": (3.3, 3.7),
+            "two layers foretell": (3.3, 3.6),
+        },
+    ),
+    "masked_prediction": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --length 6 --batch 4 --held 8 --pixel-steps 20 "
+            "--digits 50"
+        ),
+        {
+            "a linear masked autoencoder goes to": (-1e-06, 0.001),
+            "the best map of pixels that are not masked": (0.01, INF),
+            "it explains pixels": (0.3, 0.7),
+        },
+    ),
+    "contrastive": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --inspect-every 40 --temperatures 0.2 2 --batch 8 "
+            "--labels 20 --examples 50"
+        ),
+        {
+            "at init temperature makes no difference": (-0.0001, 0.0001),
+            "at the highest temperature the first": (0.95, 1.05),
+            "at init it has no more": (0.99, 1.01),
+        },
+    ),
+    "label_efficiency": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --supervised-steps 20 --labels 1 --temperatures 0.2 "
+            "--lrs 0.001 --examples 100 --tested 100 --batch 8 --penalties 0.1"
+        ),
+        {
+            "1 a class: they beat supervision": (0.02, 0.4),
+            "1 a class: pretraining and a probe beat": (-0.2, 0.2),
+        },
+    ),
+    "markov_chains": Toy(
+        "--length 8 --seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
+        {
+            "two layers come within 5% of the Bayes": (1.0, 1.2),
+            "one layer does not": (1.0, 1.2),
+        },
+    ),
+    "collapse": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --linear-steps 60 --dimension 2 --examples 100 "
+            "--batch 8 --hidden 8 --features 4"
+        ),
+        {
+            "with stop-gradient and predictor the encoder lives": (0.9, 1.1),
+            "without either it dies": (0, 0.3),
+            "without stop-gradient dead at any": (0, 0.2),
+            "with all terms it stays above 0.4": (0.4, 2.0),
+        },
+    ),
+    "stepwise_barlow": Toy(
+        (
+            "--seeds 3 --steps 40 --every 20 --outputs 3 --widths 8 16 --pairs 6 --kernel-steps "
+            "20 --practical-steps 20"
+        ),
+        {
+            "not from a large start": (0.2, 3.0),
+        },
+    ),
+    "rank_collapse": Toy(
+        "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
+        {
+            "a layer cubes": (2.99, 3.01),
+            "attention that does not look": (0.99, 1.01),
+            "with a skip the exponent is 1": (0.99, 1.01),
+            "the gradient of keys": (1.99, 2.01),
+        },
+    ),
+    "edge_of_stability": Toy(
+        (
+            "--lrs 0.05 1.0 --seeds 3 --steps 40 --every 20 --inspect-every 20 --examples 50 "
+            "--pool 4 --hidden 8 --krylov 4"
+        ),
+        {
+            "lr 1: sharpness hovers": (0.9, 1.3),
+            "lr 0.05, linearised network: sharpness is": (-0.15, 0.15),
+        },
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def as_a_user(monkeypatch):
+    """Shapes and types unchecked, as from a shell; afterwards float32, as in every other test."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+    plt.close("all")
+
+
+def module(name: str) -> str:
+    return ".".join(MODULES[name].relative_to(ROOT).with_suffix("").parts)
+
+
+def command(name: str, flags: str) -> int:
+    """Give the experiment a command in this process; its status."""
+    importlib.import_module(module(name))
+    with pytest.raises(SystemExit) as end:
+        main(module(name), flags.split())
+    return int(end.value.code or 0)
+
+
+def both(report: dict) -> list[dict]:
+    """Claims and their controls."""
+    return [one for claim in report["claims"] for one in (claim, claim["control"])]
+
+
+def stored(store: Path) -> dict[str, int]:
+    return {str(f): f.stat().st_mtime_ns for f in store.rglob("*") if f.is_file()}
+
+
+class Here:
+    """A contender in this process: a process for each would spend its time in starting."""
+
+    def __init__(self, form, problem, **settings):
+        self.turned = race._made(form, problem, settings)
+
+    def turn(self, steps, runs):
+        seconds, records, note = self.turned(min(steps, 50), runs)
+        return race.Turn(seconds, {k: a[:4].tolist() for k, a in records.items()}, note)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def supposed(form: str, runs: int, examples: int) -> memory.Cost:
+    """What a sweep would cost, had it a second of compilation."""
+    return memory.Cost(1 + runs / 100, 5e8 if form == "sweep" else 5e6 * runs)
+
+
+def test_every_experiment_has_a_toy():
+    assert TOYS.keys() == MODULES.keys() and all(toy.holds for toy in TOYS.values())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TOYS]
+)
+def test_a_toy_keeps_what_it_claims_and_redraws_it(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags, holds = TOYS[name]
+    experiment = importlib.import_module(module(name))
+    if name == "throughput":
+        monkeypatch.setattr(experiment, "Contender", Here)
+    if name == "bounded_memory":
+        monkeypatch.setattr(experiment, "cost", supposed)
+    assert command(name, flags) in (0, 1)
+    out, err = capsys.readouterr()
+    results, store = Path("runs", name, "quick"), Path("runs", name, "quick", "store")
+    assert err == "" and out.splitlines()[-1] == str(results / f"{name}.png")
+    assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert not Path("figures").exists()
+    report = json.loads((results / f"{name}.json").read_text())
+    assert report["x64"] is getattr(experiment, "x64", False)
+    found: dict[str, list[float]] = {}
+    for one in both(report):
+        assert len(one["values"]) == 3 or "--seeds" not in flags
+        assert one["tolerance"] and one["why"] and one["source"]
+        assert one["verdict"] in ("pass", "fail", "inconclusive")
+        found.setdefault(one["statement"], []).append(float(one["measured"]))
+    for start, (low, high) in holds.items():
+        of_it = [v for said, values in found.items() if said.startswith(start) for v in values]
+        assert of_it and all(low <= value <= high for value in of_it), (start, of_it)
+
+    before = stored(store)
+    monkeypatch.setattr(experiment, "run", lambda *_: pytest.fail("computed again"))
+    command(name, f"{flags} --plot")
+    again, err = capsys.readouterr()
+    assert (again, err) == (out, "") and stored(store) == before
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
+    name = "edge_of_stability"
+    flags, holds = TOYS[name]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", module(name), *flags.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1) and done.stderr == ""
+    results = Path("runs", name, "quick")
+    assert done.stdout.splitlines()[-1] == str(results / f"{name}.png")
+    report = json.loads((tmp_path / results / f"{name}.json").read_text())
+    for start, (low, high) in holds.items():
+        measured = {one["statement"]: one["measured"] for one in both(report)}
+        (value, *_) = (v for said, v in measured.items() if said.startswith(start))
+        assert low <= value <= high
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("momentum_edge --batches 8 2", "batches: (8, 2); give two sizes or more, ascending"),
+        (
+            "momentum_edge --batch-lrs 0.1",
+            "batch_lrs: (0.1,); give one rate for each of (2, 32, 512)",
+        ),
+        (
+            "in_context_regression --contexts 10",
+            "contexts: (10,); 10 and 20 should be among them",
+        ),
+        (
+            "induction_heads --vocabulary 16",
+            "vocabulary: 16 tokens; give 32 or more, twice the greatest period",
+        ),
+        (
+            "markov_chains --states 1",
+            "states: 1; give 2 or more, or there is nothing to foretell",
+        ),
+        ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
+        ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
+        ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
+        ("stepwise_barlow --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
+        ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
+        (
+            "masked_prediction --states 1",
+            "states: 1; give 2 or more, or there is nothing to fill in",
+        ),
+        ("masked_prediction --pixel-steps 30", "pixel_steps: 30; give a multiple of 20"),
+        (
+            "contrastive --temperatures 0.5 0.1",
+            "temperatures: (0.5, 0.1); give them ascending, 0.2 and one above",
+        ),
+        ("label_efficiency --labels 5 1", "labels: (5, 1); give one number or more, ascending"),
+        ("label_efficiency --labels 400", "labels: (400,); give 1 to 300 a class"),
+        ("label_efficiency --tested 15", "tested: 15; give a multiple of 10"),
+        ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
+        ("layer_norm_placement --depth 9", "depth: 9; give 16 blocks or more"),
+        (
+            "layer_norm_placement --lrs 0.1 0.01 1",
+            "lrs: (0.1, 0.01, 1.0); give three or more, ascending",
+        ),
+        ("trainable_depth --layers 4", "layers: (4,); give two depths or more, ascending"),
+        ("trainable_depth --tokens 1", "tokens: 1; give two or more"),
+        ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
+        ("throughput --forms pmap", "forms: 'pmap' is not one of eager, func, loop, scan, vmap"),
+        ("throughput --turns 0", "turns: 0 is not a positive int"),
+        ("bounded_memory --turns 0", "turns: 0 is not a positive int"),
+        (
+            "bounded_memory --runs 8 4 2",
+            "runs: (8, 4, 2); give three sizes or more, each larger than the last",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_it_starts(
+    arguments, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    name, _, flags = arguments.partition(" ")
+    assert command(name, flags) == 2
+    assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+def test_races_of_another_kind_are_not_taken_for_these(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    store = tmp_path / "runs" / "throughput" / "quick" / "store"
+    store.mkdir(parents=True)
+    (store / "a.json").write_text('{"config": {"turns": 9}}')
+    assert command("throughput", "") == 2
+    said = capsys.readouterr().err
+    assert "a.json is a race of another config" in said and "--fresh" in said
