@@ -105,7 +105,7 @@ def _environment() -> dict[str, str]:
 
 
 def _settings() -> dict[str, str]:
-    held = sorted(jax.config.values.items())  # type: ignore[attr-defined]
+    held = sorted(jax.config.values.items())
     return {n.removeprefix("jax_"): str(value) for n, value in held if not HARMLESS.search(n)}
 
 
