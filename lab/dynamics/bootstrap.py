@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from lab.dynamics.descent import unknown, updated
 from lab.types import Dynamics, Params, Record
 
 
@@ -70,14 +70,13 @@ def bootstrap(
 
     def start() -> Bootstrap:
         params = init()
-        like = jax.eval_shape(loss, params, params, *batches(jnp.int32(0)))
-        largest = jnp.full((), jnp.finfo(like.dtype).max, like.dtype)
-        return Bootstrap(params, params, optimizer.init(params), largest)
+        before = unknown(loss, params, params, *batches(jnp.int32(0)))
+        return Bootstrap(params, params, optimizer.init(params), before)
 
     def step(state: Bootstrap, t: Array) -> Bootstrap:
-        value, gradient = jax.value_and_grad(loss)(state.params, state.target, *batches(t))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state, value = updated(
+            loss, optimizer, state.params, state.opt_state, state.target, *batches(t)
+        )
         target = optax.incremental_update(params, state.target, 1 - average)
         return Bootstrap(params, target, opt_state, value)
 

@@ -64,14 +64,39 @@ def descent(
 
     def start() -> Descent:
         params = init()
-        like = jax.eval_shape(loss, params, *batches(jnp.int32(0)))
-        largest = jnp.full((), jnp.finfo(like.dtype).max, like.dtype)
-        return Descent(params, optimizer.init(params), largest, jnp.int32(0))
+        before = unknown(loss, params, *batches(jnp.int32(0)))
+        return Descent(params, optimizer.init(params), before, jnp.int32(0))
 
     def step(state: Descent, t: Array) -> Descent:
-        value, gradient = jax.value_and_grad(loss)(state.params, *batches(t))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return Descent(params, opt_state, value, state.rises + (value > state.loss))
+        moved = updated(loss, optimizer, state.params, state.opt_state, *batches(t))
+        return Descent(*moved, state.rises + (moved[2] > state.loss))
 
     return Dynamics(start, step, observe, inspect)
+
+
+def unknown(loss: Callable[..., Array], *arguments: Any) -> Float[Array, ""]:
+    """The largest finite number of a loss's dtype: it stands for a loss not known yet.
+
+    >>> float(unknown(lambda w: w**2, jnp.float16(1)))
+    65504.0
+    """
+    like = jax.eval_shape(loss, *arguments)
+    return jnp.full((), jnp.finfo(like.dtype).max, like.dtype)
+
+
+def updated(
+    loss: Callable[..., Array],
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: optax.OptState,
+    *arguments: Any,
+) -> tuple[Params, optax.OptState, Float[Array, ""]]:
+    """One step of an optimiser on loss(params, *arguments): new params and state, and the loss.
+
+    >>> sgd = optax.sgd(0.5)
+    >>> updated(lambda w, a: a * w, sgd, jnp.float32(8), sgd.init(jnp.float32(8)), 2.0)[0]
+    Array(7., dtype=float32)
+    """
+    value, gradient = jax.value_and_grad(loss)(params, *arguments)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value
