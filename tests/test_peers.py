@@ -22,6 +22,7 @@ def test_forms_in_jax_compute_what_the_engine_computes(letter):
     assert abs(expected["loss"][0, 1] / expected["loss"][1, 1] - 1) > 1e-3  # seeds do differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", list("abcdef"))
 def test_forms_in_pytorch_compute_what_the_engine_computes(letter):
     pytest.importorskip("torch")
@@ -47,17 +48,20 @@ def test_what_follows_sharpness_stays_within_a_percent():
     assert (data.residual / data.sharpness).mean() < 0.01
 
 
+@pytest.mark.xdist_group("processes")
 def test_the_peak_is_a_speed_of_products():
     with Contender("peak", "a") as child:
         turn = child.turn(2, 1)
     assert turn.seconds > 0 and turn.note in ("XLA", "NumPy")
 
 
+@pytest.mark.xdist_group("processes")
 def test_a_childs_peak_of_memory_is_not_its_parents():
     held = np.ones(75_000_000)  # 600 MB, more than the child needs
     assert held.sum() and memory.cost("vmap", 4, 10).peak_bytes < memory.peak_bytes()
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("form", ["sweep", "vmap"])
 def test_a_sweep_in_its_own_process_says_what_it_took(form):
     cost = memory.cost(form, 4, 10)

@@ -323,6 +323,22 @@ def test_a_toy_keeps_what_it_claims_and_redraws_it(name, tmp_path, monkeypatch, 
     assert (again, err) == (out, "") and stored(store) == before
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("bounded_memory", "--runs 4 8 16 --turns 1 --examples 10"),
+        ("throughput", "--problems b --forms vmap --turns 3 --widths 1 2 --shrink 128"),
+    ],
+)
+def test_what_is_timed_has_a_process_of_its_own(name, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(name, flags) in (0, 1)
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines()[-1] == f"runs/{name}/quick/{name}.png"
+
+
 @pytest.mark.xdist_group("processes")
 def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
     name = "edge_of_stability"
