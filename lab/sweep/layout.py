@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     Attributes:
         devices: how many devices (of a CPU: cores) take dispatches at the same time.
         blocks: blocks in one dispatch, one after another.
-        width: runs side by side in a block; a run's bits depend on this and on nothing else here.
+        width: runs side by side in a block; of these a run's bits depend on this alone.
         segment: steps between two visits of the host (progress, storing).
     """
 
