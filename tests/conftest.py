@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Tests share one compilation cache; subprocesses inherit it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
@@ -16,6 +17,7 @@ install_import_hook([f"lab.{room}" for room in CHECKED], "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import compiler  # noqa: E402  no public switch does it
 
 import lab.sweep  # noqa: E402, F401  one device a core, before JAX starts
 
@@ -25,6 +27,25 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 OPTIMISED = {"bad_input", "damage", "executor", "identity", "layer_norm", "layout", "linalg"}
 OPTIMISED |= {"store", "sweep", "torture"}
 """Files whose programs are compiled as a user's are: bits are their subject, or much arithmetic."""
+
+
+options_of = compiler.get_compile_options
+
+
+def hurried(*given: Any, **settings: Any) -> Any:
+    """JAX's options of a compilation, less XLA's fusions where optimisations are not wanted.
+
+    A fifth of the whole suite's time.
+    """
+    options = options_of(*given, **settings)
+    if jax.config.read("jax_disable_most_optimizations"):
+        less = ("xla_cpu_use_fusion_emitters", False)
+        options.env_option_overrides = [*options.env_option_overrides, less]
+    return options
+
+
+if jax.__version_info__ < (0, 11):  # later ones have no such switch
+    compiler.get_compile_options = hurried
 
 
 @pytest.hookimpl(tryfirst=True)

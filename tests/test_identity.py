@@ -97,7 +97,7 @@ SMALL = {"axes": {"lr": [0.5]}, "steps": 2, "every": 1}
         ("jax_threefry_partitionable", False),
         ("jax_default_matmul_precision", "bfloat16"),
         ("jax_disable_most_optimizations", True),
-        ("jax_exec_time_optimization_effort", 0.5),
+        ("jax_optimization_level", "O1"),
         ("jax_random_seed_offset", 1),
         ("jax_enable_x64", True),
     ],
