@@ -145,6 +145,17 @@ def test_final_states_of_a_damaged_store_are_refused(store, whole):
         final_states(data, like)
 
 
+@pytest.mark.parametrize("file", ["runs.npz", "states/00001.npz"])
+def test_a_file_written_by_another_hand_is_refused(file, store, whole):
+    with np.load(store / file) as held:
+        arrays = {name: held[name] for name in held.files}
+    name = next(name for name in arrays if name in ("leaf0000", "of/lr"))
+    np.savez(store / file, **{**arrays, name: arrays[name] + 1})
+    data = whole[1].assign_attrs(store=str(store))
+    with pytest.raises(BadInput, match="is damaged"):
+        final_states(data, jnp.zeros(3))
+
+
 def failing(code):
     def fails(*_, **__):
         raise OSError(code, "the disk's own words")
