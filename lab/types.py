@@ -91,4 +91,14 @@ class Claim(NamedTuple):
 
 
 class BadInput(ValueError):
-    """What the caller gave cannot be run: one line with the field, its value and what would do."""
+    """What the caller gave cannot be run: one line with the field, its value and what would do.
+
+    Values of the caller's are shown as they show themselves, cut to one line of bearable length.
+
+    >>> str(BadInput("steps: [[1]\\n [2]] is not a positive int"))
+    'steps: [[1] [2]] is not a positive int'
+    """
+
+    def __init__(self, line: str):
+        line = " ".join(part.strip() for part in line.splitlines())
+        super().__init__(line if len(line) <= 1000 else f"{line[:600]} ... {line[-300:]}")

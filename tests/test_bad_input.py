@@ -1,5 +1,7 @@
 """Bad input: one line that names what is wrong, before anything compiles."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,43 @@ CASES = {
         {"axes": {"lr": np.linspace(0, 1, 4000), "seed": range(4000)}},
         "axes: they make 16000000 runs; give at most 10000000",
     ),
+    "no axes but an array": ({"axes": np.ones((2, 2))}, "axes: array.* has no axis"),
+    "endless": ({"axes": {"lr": itertools.repeat(1)}}, "'lr' has more than 10000000 values"),
+    "no list but an array": (
+        {"axes": {"lr": jnp.ones(())}},
+        r"axes: 'lr' is array\(1.*give a list",
+    ),
+    "random keys": ({"axes": {"lr": jax.random.key(0)}}, "axes: 'lr' is a PRNG.*; give an array"),
+    "masks of keys": ({"axes": {"lr": {"a": jax.random.key(0)}}}, "axes: 'lr' is a PRNG.*; give"),
+    "a ragged mask": (
+        {"axes": {"lr": {"a": [[1], [1, 2]]}}},
+        "axes: 'lr' is a list; give an array",
+    ),
+    "sets": ({"axes": {"lr": [{1}, {2}]}}, "axes: 'lr' holds .1.; give numbers, or"),
+    "time": ({"axes": {"lr": np.array([1, 2], "m8[ns]")}}, "axes: 'lr' holds timedelta64"),
+    "long doubles": ({"axes": {"lr": {"a": np.longdouble(1)}}}, "axes: 'lr' holds float128"),
+    "points of bytes": ({"axes": {("lr", "seed"): [b"ab"]}}, "has b'ab'; give 2 plain numbers"),
+    "points of no axis": ({"axes": {("lr", "seed"): [np.ones(())]}}, "give 2 plain numbers"),
+    "points of ragged lists": ({"axes": {("lr", "seed"): [(1, [[1], [1, 2]])]}}, "give 2 plain"),
+    "points that are masked": ({"axes": {("lr", "seed"): [(1, np.ma.masked)]}}, "give 2 plain"),
+    "a label with NUL": ({"axes": {"lr": {"a\0": 1.0, "a": 2.0}}}, "'lr' has the label 'a.x00'"),
+    "half a character": ({"static": {"seed": ["\ud800"]}}, "'seed' has the label '.ud800'"),
+    "labels of two kinds": (
+        {"axes": {"lr": {2**53 + 1: 0.5, 0.5: 1.0}}},
+        "'lr' holds 9007199254740993 among others, which float64 would make 9007199254740992.0",
+    ),
+    "values of two kinds": ({"axes": {"lr": [2**63 + 1, -1]}}, "'lr' holds 9223372036854775809 am"),
+    "static dims alike": (
+        {
+            "dynamics": lambda a, b, a_b: process(a),
+            "axes": {("a", "b"): [(1, 2)]},
+            "static": {"a_b": [3]},
+        },
+        r"static: 'a_b' is the dim of \('a', 'b'\)",
+    ),
+    "static a false": ({"static": 0}, "static: 0 is no mapping"),
+    "static no list but an array": ({"static": {"seed": np.ones(())}}, "'seed' is array.1.*; give"),
+    "by star": ({"dynamics": lambda *all: process(), "axes": {"all": [1]}}, "takes no 'all'"),
     "no function": ({"dynamics": None}, "dynamics: None is no function"),
     "shared words": ({"shared": {"seed": "abc"}}, "shared: 'seed' holds <U3"),
     "ragged masks": ({"axes": {"lr": {"a": [1.0], "b": [1.0, 2.0]}}}, "axes: 'lr' has arrays"),
@@ -102,6 +141,21 @@ CASES = {
     "steps true": ({"steps": True}, "steps: True"),
     "steps words": ({"steps": "10"}, "steps: '10'"),
     "steps beyond": ({"steps": 2**31, "every": 2**31}, "steps: 2147483648 is beyond an int32"),
+    "steps an array": ({"steps": np.ones((2, 2))}, "steps: array.* is not a positive int"),
+    "steps of time": ({"steps": np.timedelta64(10, "s")}, "steps: .* is not a positive int"),
+    "near a large number": (
+        {"steps": 2**31 - 1, "every": 2**30},
+        "every: 1073741824 does not divide steps=2147483647; 1 would",
+    ),
+    "too many records": ({"steps": 10**9, "every": 1}, "every: 1 makes 1000000000 records a run"),
+    "too large records": (
+        {
+            "dynamics": changed(observe=lambda s, t: {"y": jnp.zeros((10**6, 10**3))}),
+            "steps": 10**6,
+            "every": 1,
+        },
+        "every: the records take 4e.06 GB, and this machine has",
+    ),
     "every": ({"every": 3}, "every: 3 does not divide steps=10; 2 would"),
     "inspect_every": ({"inspect_every": 3}, "inspect_every: 3 does not divide steps=10; 2 would"),
     "no inspect": (
@@ -111,10 +165,19 @@ CASES = {
     "keep": ({"keep": "all"}, "keep: 'all'"),
     "keep an array": ({"keep": np.ones(2)}, "keep: array.* is neither"),
     "progress": ({"progress": "no"}, "progress: 'no' is none of True, False and None"),
+    "shared half bytes": (
+        {"shared": {"seed": jnp.ones(2, "int4")}},
+        "shared: 'seed' holds int4, under a byte each; give int8 or wider",
+    ),
+    "a state of half bytes": (
+        {"dynamics": changed(init=lambda: {"w": jnp.ones(2, "float4_e2m1fn")})},
+        "init: .state.* holds float4_e2m1fn, under a byte each; give int8 or wider",
+    ),
     "store of bytes": ({"store": b"a"}, "store: b'a' is no path"),
     "store of nothing": ({"store": ""}, "store: '' is no path"),
     "store with NUL": ({"store": "a\0b"}, "store: 'a.x00b' is no path"),
     "store a number": ({"store": 3}, "store: 3 is no path"),
+    "store of half a character": ({"store": "/tmp/\ud800"}, "store: '/tmp/.ud800': .* give the"),
     "shared a list": ({"shared": [1]}, "shared: a list is no mapping"),
     "dims a list": ({"dims": ["w"]}, "dims: a list is no mapping"),
     "dims of numbers": ({"dims": {"w": (1,)}}, r"dims: 'w' is given \[1\]; give it names"),
@@ -134,6 +197,7 @@ CASES = {
     "layout segment": ({"layout": {"segment": 10**12}}, "layout: segment is 10+; give at most"),
     "layout devices": ({"layout": {"devices": 999}}, "layout: devices is 999"),
     "dims unknown": ({"dims": {"v": ("i",)}}, "dims: no record is named 'v'"),
+    "dims endless": ({"dims": {"w": range(10**20)}}, r"dims: 'w' has shape \[2\]; give it 1 names"),
     "dims too many": ({"dims": {"w": ("i", "j")}}, "dims: 'w' has shape"),
     "dims of an axis": ({"dims": {"w": ("lr",)}}, r"dims: 'w' uses .* \['lr'\]"),
     "dims of a record": ({"dims": {"w": ("w",)}}, r"dims: 'w' uses .* \['w'\]"),
@@ -167,6 +231,39 @@ CASES = {
         for name in ("", "..", "a/b", "a\0b", "a\nb", 3)
     },
     "by position": ({"dynamics": lambda lr, /: process(lr)}, "dynamics: 'lr' is taken by position"),
+    "init no function": ({"dynamics": changed(init=3)}, "init: 3 is no function; give one"),
+    "init of a state": (
+        {"dynamics": changed(init=lambda s: s)},
+        r"init: takes \(s\); let it take \(\)",
+    ),
+    "step without t": (
+        {"dynamics": changed(step=lambda s: s)},
+        r"step: takes \(s\); let it take \(state, t\)",
+    ),
+    "observes words": (
+        {"dynamics": changed(observe=lambda s, t: {"x": np.array(["a"])})},
+        "observe: 'x' holds <U1; give an array of numbers",
+    ),
+    "observes a masked array": (
+        {"dynamics": changed(observe=lambda s, t: {"x": np.ma.array([1.0], mask=[1])})},
+        "observe: 'x' is a masked array",
+    ),
+    "observes large numbers": (
+        {"dynamics": changed(observe=lambda s, t: {"x": np.int64(2**40)})},
+        "observe: 'x' holds 1099511627776, which int32 cannot hold",
+    ),
+    **{
+        f"a state of {type(value).__name__}": (
+            {"dynamics": changed(init=lambda value=value: {"w": value})},
+            rf"init: .state\['w'\]. {said}",
+        )
+        for value, said in (
+            (2**40, "holds 1099511627776, which int32 cannot hold"),
+            (np.float64(1e300), "holds 1e.300, which float32 cannot hold"),
+            (np.ma.array([1.0], mask=[1]), "is a masked array"),
+            (np.array(["a"]), "holds <U1; give an array of numbers"),
+        )
+    },
     "a tuple": ({"dynamics": lambda lr: (1, 2)}, "dynamics: returned a tuple"),
     "observes a float": (
         {"dynamics": changed(observe=lambda s, t: {"x": 1.0})},
@@ -281,3 +378,20 @@ def test_a_state_may_hold_python_numbers_and_keys():
         observe=lambda s, t: {"x": s["x"]},
     )
     assert sweep(made, **GOOD).x.values.tolist() == [[0, 5, 10]]
+
+
+def test_a_value_is_shown_in_one_line_of_bearable_length():
+    for value in (np.ones((30, 30)), "a\nb" * 1000):
+        with pytest.raises(BadInput) as refused:
+            sweep(process, **GOOD | {"steps": value})
+        assert len(str(refused.value).splitlines()) == 1 and len(str(refused.value)) < 1000
+
+
+def test_attributes_may_be_none():
+    assert sweep(process, **GOOD, attrs={"w": None}).w.attrs == {}
+
+
+def test_labels_beyond_64_bits_are_kept():
+    data = sweep(process, {"lr": {2**70: 0.25, 1: 0.5}}, steps=1, every=1)
+    assert data.lr.values.tolist() == [2**70, 1]
+    np.testing.assert_array_equal(data.w[:, 1, 0], [0.75, 0.5])

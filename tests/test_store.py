@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import chex
@@ -20,7 +21,7 @@ import pytest
 
 import lab.sweep.store as store_module
 import tests.processes as processes
-from lab.sweep import final_states, run, sweep
+from lab.sweep import Layout, final_states, run, sweep
 from lab.types import BadInput, Dynamics
 from tests.processes import AXES, CADENCE, LAYOUT, digest, files, minibatch
 
@@ -411,3 +412,169 @@ def test_final_states_are_those_of_the_steps_that_were_swept(tmp_path):
     sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
     with pytest.raises(BadInput, match="states are of step 40, not 20; sweep to 40 steps first"):
         final_states(short, minibatch(0.1, 0).init())
+
+
+@pytest.mark.parametrize("mask", [np.array([np.nan, 1.0]), np.ones(0), np.array([-0.0])], ids=str)
+def test_the_same_mask_is_the_same_whatever_it_holds(mask, tmp_path):
+    given = {"axes": {"mask": {"a": mask}}, "static": {"lr": [1.0], "seed": [0]}, "every": 1}
+    for steps in (1, 2):
+        sweep(masked_process, **given, steps=steps, store=tmp_path)
+    if mask.size:
+        with pytest.raises(BadInput, match="'mask' has other values"):
+            sweep(
+                masked_process,
+                **given | {"axes": {"mask": {"a": mask * 0 + 3}}},
+                steps=2,
+                store=tmp_path,
+            )
+
+
+def test_static_labels_of_two_kinds_find_their_final_states(tmp_path):
+    static = {"tau": [1, 2.5]}
+    data = sweep(of_dtype, {"lr": [1.0]}, steps=1, every=1, static=static, store=tmp_path)
+    for tau in (1, 2.5):
+        state = final_states(data.sel(tau=tau), jnp.ones(2))
+        np.testing.assert_array_equal(state, [[tau + 1, tau + 1]])
+
+
+def of_dtype(lr, dtype="float32", tau=1):
+    start = jnp.full(2, tau, dtype)
+    return Dynamics(lambda: start, lambda x, t: x + jnp.ones((), x.dtype), lambda x, t: {"x": x})
+
+
+NARROW = ["bool", "int8", "uint8", "uint32", "float16", "bfloat16", "complex64"]
+NARROW += ["float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz"]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_states_and_records_of_any_dtype_come_back_as_they_were(dtype, tmp_path):
+    def process(lr):
+        start = jnp.asarray([1, 0, 1]).astype(dtype)
+        return Dynamics(lambda: start, lambda x, t: x[::-1], lambda x, t: {"x": x})
+
+    settings = {"axes": {"lr": [1.0]}, "every": 1, "layout": {"segment": 2}}
+    sweep(process, **settings, steps=3, store=tmp_path)
+    data = sweep(process, **settings, steps=5, store=tmp_path)
+    assert data.x.dtype == jnp.dtype(dtype)
+    alone = sweep(process, **settings, steps=5).x.values
+    assert data.x.values.tobytes() == alone.tobytes() and alone[0, 0].astype(bool).tolist() == [
+        1,
+        0,
+        1,
+    ]
+    state = final_states(data, jnp.zeros(3, dtype))
+    assert state.dtype == data.x.dtype and (state[0] == data.x.values[0, -1]).all()
+    other = "float8_e4m3" if dtype.startswith("float8") else "int16"
+    with pytest.raises(BadInput, match=rf"the store has {dtype}\[3\] where `like` has {other}"):
+        final_states(data, jnp.zeros(3, other))
+
+
+def test_a_state_of_many_leaves_comes_back_in_order(tmp_path, monkeypatch):
+    state = [np.full((1, 2), i) for i in range(10_003)]
+    store_module._write(tmp_path / "manifest.json", b"")
+    store = store_module.Store(tmp_path, Layout(1, 1, 1, 2), "", ["a"], {})
+    store.append(0, None, 2, {"x": np.ones((1, 2))}, state)
+    np.testing.assert_array_equal(store.load(0).leaves, state)
+
+
+def test_a_store_that_is_refused_is_left_as_it_was(tmp_path):
+    """Damage in one part or dispatch is found before another is gone on with."""
+    axes, short = {"lr": [0.1, 0.2], "seed": range(2)}, {"layout": {"width": 2, "segment": 10}}
+    settings = SMALL | short | {"static": {"hidden": [4, 5]}}
+    sweep(minibatch, axes, **settings | {"steps": 20}, store=tmp_path)
+    stray = tmp_path / "hidden=4/records/00000/0000000030.npz"  # as of a writer that was killed
+    stray.write_bytes(b"")
+    for name in ("states/00000.npz", "records/00000/0000000010.npz"):
+        file = tmp_path / "hidden=5" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-30])
+        before = files(tmp_path)
+        for given in ({}, {"axes": {"lr": [0.1, 0.3], "seed": range(2)}}):
+            with pytest.raises(BadInput, match=r"^store: .*hidden=5/(states|records)/00000"):
+                sweep(minibatch, **{"axes": axes} | settings | given, store=tmp_path)
+            assert files(tmp_path) == before
+        file.write_bytes(content)
+    sweep(minibatch, axes, **settings, store=tmp_path)
+    sweep(minibatch, axes, **settings, store=tmp_path / "whole")
+    for part in ("hidden=4", "hidden=5"):
+        assert files(tmp_path / part) == files(tmp_path / "whole" / part)
+
+
+def test_a_damaged_state_removes_no_records(tmp_path):
+    """Whatever a state that was exchanged says of how far its dispatch has come."""
+    settings = SMALL | {"layout": {"width": 1, "blocks": 1, "segment": 10}}
+    sweep(minibatch, SEEDS, **settings | {"steps": 10}, store=tmp_path / "early")
+    sweep(minibatch, SEEDS, **settings, store=tmp_path / "late")
+    early, late = (tmp_path / name / "states" for name in ("early", "late"))
+    (late / "00001.npz").write_bytes((early / "00000.npz").read_bytes())
+    before = files(tmp_path / "late")
+    with pytest.raises(BadInput, match=r"00001\.npz belongs to other runs"):
+        sweep(minibatch, SEEDS, **settings, store=tmp_path / "late")
+    assert files(tmp_path / "late") == before
+
+
+class Idle:
+    """Takes jobs and does not do them."""
+
+    def __init__(self, result=None, job=None):
+        self.job = job or Future()
+        if job is None:
+            self.job.set_result(result)
+
+    def submit(self, *_):
+        return self.job
+
+
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        (Idle(), "was not run to its end"),
+        (Idle(b"nonsense"), "came back as b'nonsense'"),
+        (Idle(5), "came back as 5"),
+        (Idle(job=3), r"submit\(\) gave 3, which has no done"),
+        (lambda: None, "made None, which has no submit"),
+        (lambda: print, "made <built-in function print>, which has no submit"),
+        (lambda x: x, "makes none without arguments"),
+    ],
+    ids=["idle", "bytes", "number", "no job", "none", "function", "arguments"],
+)
+def test_an_executor_that_does_not_do_its_jobs_is_refused(executor, said, tmp_path):
+    with pytest.raises(BadInput, match=f"^(store|executor): [^\n]*{said}[^\n]*$"):
+        sweep(minibatch, SEEDS, **SMALL, store=tmp_path, executor=executor)
+    data = sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
+    assert digest(data) == digest(sweep(minibatch, SEEDS, **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (lambda data: None, "was not stored"),
+        (lambda data: data.loss, "was not stored"),
+        (lambda data: data.mean("seed"), "no 'seed' any more"),
+        (lambda data: data.drop_vars("lr"), "no 'lr' any more"),
+        (lambda data: data.isel(seed=[]), "no run is selected"),
+        (lambda data: data.assign_attrs(axes="1"), "attributes were edited"),
+        (lambda data: data.assign_attrs(static=[]), "attributes were edited"),
+        (lambda data: data.assign_attrs(store="a\0b"), "'a.x00b' is no path"),
+        (lambda data: data.stack(run=("lr", "seed")), "'lr' lies along 'run'"),
+        (lambda data: data.assign_coords(seed=[7, 8, 9]), "has no run lr=0.1 seed=7"),
+    ],
+    ids=[
+        "none",
+        "array",
+        "mean",
+        "dropped",
+        "empty",
+        "axes",
+        "static",
+        "store",
+        "stacked",
+        "relabelled",
+    ],
+)
+def test_final_states_of_what_is_not_the_dataset_are_refused(odd, said, tmp_path):
+    data = sweep(minibatch, SEEDS, **SMALL, store=tmp_path)
+    with pytest.raises(BadInput, match=said):
+        final_states(odd(data), minibatch(0.1, 0).init())
+    with pytest.raises(BadInput, match="final_states: 'like' holds <U1"):
+        final_states(data, "a")

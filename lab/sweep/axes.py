@@ -8,6 +8,7 @@ fastest.
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,8 +92,10 @@ def parsed_static(static: Mapping[str, Any]) -> dict[str, dict[Any, Any]]:
             raise BadInput(f"static: {name!r} is no name; use a Python identifier")
         if isinstance(values, str | bytes) or not isinstance(values, Iterable):
             raise BadInput(f"static: {name!r} is {values!r}; give a list of values")
-        labels = _labels("static", name, _listed("static", name, values))
-        result[name] = dict(values) if isinstance(values, Mapping) else {v: v for v in labels}
+        given = _listed("static", name, values)
+        labels = _labels("static", name, given).tolist()
+        held = [values[v] for v in given] if isinstance(values, Mapping) else given
+        result[name] = dict(zip(labels, held, strict=True))
     return result
 
 
@@ -103,7 +106,7 @@ def run_keys(axes: Sequence[Axis]) -> list[str]:
     ['lr=0.1 seed=0', 'lr=0.1 seed=1']
     """
     return [
-        run_name({n: labels[i].item() for axis, i in entry for n, labels in axis.labels.items()})
+        run_name({n: labels.item(i) for axis, i in entry for n, labels in axis.labels.items()})
         for index in itertools.product(*(range(len(axis)) for axis in axes))
         for entry in [[*zip(axes, index, strict=True)]]
     ]
@@ -144,14 +147,16 @@ def _axis(name: Any, values: Any) -> Axis:
     listed = _listed("axes", name, values)
     rows = [row if isinstance(name, tuple) else (row,) for row in listed]
     for row in rows:
-        whole = isinstance(row, Sequence | np.ndarray) and len(row) == len(names)
-        if not whole or any(np.ndim(value) for value in row):
+        if not _row(row) or len(row) != len(names) or not all(map(_scalar, row)):
             raise BadInput(f"axes: {shown} has {row!r}; give {len(names)} plain numbers a point")
-    columns = dict(zip(names, map(np.asarray, zip(*rows, strict=True)), strict=True))
+    columns = {
+        n: _kept("axes", n, column)
+        for n, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+    numbers = {n: _numbers(n, column) for n, column in columns.items()}
     points = [*zip(*(column.tolist() for column in columns.values()), strict=True)]
     if len(set(points)) < len(points):
         raise BadInput(f"axes: {shown} repeats a value: {_shortened(rows)}; give each once")
-    numbers = {n: _numbers(n, column) for n, column in columns.items()}
     seen: dict[Any, Any] = {}
     for point, one in zip(
         points, zip(*(n.tolist() for n in numbers.values()), strict=True), strict=True
@@ -177,7 +182,7 @@ def _labelled(name: Any, names: tuple[str, ...], values: Mapping[Any, Any]) -> A
         shapes = {label: f"{a.dtype}{list(a.shape)}" for label, a in arrays.items()}
         raise BadInput(f"axes: {name!r} has arrays of several shapes {shapes}; give one shape")
     stacked = exact("axes", name, np.stack([*arrays.values()]))
-    return Axis(name, {name: np.asarray(labels)}, {name: stacked})
+    return Axis(name, {name: labels}, {name: stacked})
 
 
 def _listed(kind: str, name: Any, values: Iterable[Any]) -> list[Any]:
@@ -190,26 +195,72 @@ def _listed(kind: str, name: Any, values: Iterable[Any]) -> list[Any]:
         many = False
     if many:
         raise BadInput(f"{kind}: {name!r} has more than {MOST_RUNS} values; give fewer")
-    listed = list(values)
+    try:
+        listed = list(itertools.islice(values, MOST_RUNS + 1))
+    except TypeError:  # of an array without axes
+        if np.ndim(values):  # type: ignore[arg-type]
+            raise
+        raise BadInput(f"{kind}: {name!r} is {values!r}; give a list of values") from None
+    if len(listed) > MOST_RUNS:
+        raise BadInput(f"{kind}: {name!r} has more than {MOST_RUNS} values; give fewer")
     if not listed:
         raise BadInput(f"{kind}: {name!r} is empty; give at least one value")
     return listed
 
 
-def _labels(kind: str, name: str, labels: list[Any]) -> list[Any]:
+def _labels(kind: str, name: str, labels: list[Any]) -> np.ndarray:
     """The labels, if they name a value each: all words, or all numbers."""
     for label in labels:
         if not isinstance(label, str | int | float):
             raise BadInput(f"{kind}: {name!r} has {label!r}; label it: {{'name': value}}")
         if label != label:
             raise BadInput(f"{kind}: {name!r} has the label nan, which equals nothing; rename it")
+        if isinstance(label, str) and ("\0" in label or not _writable(label)):
+            raise BadInput(
+                f"{kind}: {name!r} has the label {label!r}; give letters that files keep"
+            )
     if len(set(labels)) < len(labels):
         raise BadInput(f"{kind}: {name!r} repeats a value: {_shortened(labels)}; give each once")
     if len({(isinstance(v, str), isinstance(v, bool)) for v in labels}) > 1:
         raise BadInput(
             f"{kind}: {name!r} mixes labels {_shortened(labels)}; give all words or all numbers"
         )
-    return labels
+    return _kept(kind, name, labels)
+
+
+def _kept(kind: str, name: str, values: Sequence[Any]) -> np.ndarray:
+    """The values as an array that holds each as it was given."""
+    array = _unmasked(kind, name, values)
+    for value, held in zip(values, array.tolist(), strict=True):
+        if value == value and not held == value:
+            raise BadInput(
+                f"{kind}: {name!r} holds {value!r} among others, which {array.dtype} would make "
+                f"{held!r}; give numbers of one kind"
+            )
+    return array
+
+
+def _row(row: Any) -> bool:
+    """Whether a point is given as several values."""
+    if isinstance(row, np.ndarray):
+        return row.ndim == 1 and not isinstance(row, np.ma.MaskedArray)
+    return isinstance(row, Sequence) and not isinstance(row, str | bytes | bytearray | memoryview)
+
+
+def _scalar(value: Any) -> bool:
+    try:
+        return np.ndim(value) == 0 and not isinstance(value, np.ma.MaskedArray)
+    except ValueError:  # of ragged lists
+        return False
+
+
+def _writable(word: str) -> bool:
+    """Whether it can be the name of a file, which a lone surrogate cannot."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _numbers(name: str, column: np.ndarray) -> np.ndarray:
@@ -243,7 +294,11 @@ def exact(kind: str, name: str, values: Any) -> np.ndarray:
     array = _unmasked(kind, name, values)
     if array.dtype == object and all(isinstance(x, int) for x in array.flat):
         dtype = np.dtype(np.int32)  # Python's own, beyond 64 bits: it will not fit
-    elif array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.number):
+    elif array.dtype != bool and (
+        not jnp.issubdtype(array.dtype, jnp.number)
+        or array.dtype.kind in "mM"
+        or array.dtype in (np.longdouble, np.clongdouble)
+    ):
         raise BadInput(f"{kind}: {name!r} holds {array.dtype}; give an array of numbers")
     elif kind == "axes" and array.dtype.kind in "iu":
         dtype = np.dtype(np.int32)
@@ -263,10 +318,24 @@ def exact(kind: str, name: str, values: Any) -> np.ndarray:
     return array.astype(dtype)
 
 
+def refuse_half_bytes(kind: str, name: str, dtype: Any) -> None:
+    """Raise for numbers of under eight bits, which JAX lays out in two ways.
+
+    Raises:
+        BadInput: it is of that kind.
+    """
+    if re.fullmatch(r"u?int[124]|float[46]_\w+", str(dtype)):
+        raise BadInput(f"{kind}: {name!r} holds {dtype}, under a byte each; give int8 or wider")
+
+
 def _unmasked(kind: str, name: str, values: Any) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray):
         raise BadInput(f"{kind}: {name!r} is a masked array; fill it, since the mask would be lost")
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:  # ragged lists, random keys
+        kind_of = type(values).__name__
+        raise BadInput(f"{kind}: {name!r} is a {kind_of}; give an array of numbers") from error
 
 
 def _bare(point: tuple[Any, ...]) -> Any:

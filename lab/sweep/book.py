@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from lab.sweep.cadence import BEFORE, Cadence
@@ -125,25 +124,17 @@ class Book:
             return self.table.arrays
         result = table(self.process, self.cadence, len(self.rows))
         for dispatch in self.real_runs():
+            reached = BEFORE
             for before, step, records in self.store.segments(dispatch):
+                reached = max(reached, step)
                 self._refuse_short(dispatch, before, step, records)
                 result.put(*self._slots(dispatch), before, step, records)
+            if reached < self.cadence.steps:
+                raise BadInput(
+                    f"store: {self.store.path}: dispatch {dispatch} was not run to its end, though "
+                    "whoever was to do so says it was; the same call goes on"
+                )
         return result.arrays
-
-    def refuse_more_steps(self) -> None:
-        """Raise if a dispatch ended short of the steps asked for and kept no state.
-
-        Raises:
-            BadInput: it did.
-        """
-        for dispatch in self.real_runs() if self.store else ():
-            if BEFORE < (t := self.reached(dispatch)) < self.cadence.steps:
-                saved = self.load(dispatch)
-                if saved and not saved.leaves and jax.tree.leaves(self.process.init.returns):
-                    raise BadInput(
-                        f"steps: the store ended at {t} and kept no states (keep=None), so it "
-                        "cannot take more; give another store"
-                    )
 
     def _slots(self, dispatch: int) -> tuple[np.ndarray, np.ndarray]:
         """The runs asked for in a dispatch, and their slots in it."""

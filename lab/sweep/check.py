@@ -1,7 +1,9 @@
 """Checks of a sweep's arguments: bad input gets one line that names what is wrong."""
 
 import inspect
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab.sweep.axes import exact
+from lab.sweep.axes import exact, refuse_half_bytes
 from lab.types import BadInput
 
 MOST_STEPS = 2**31 - 1
 """The index of a step is an int32."""
+
+MOST_RECORDS = 10**8
+"""More than this of one run is taken for a slip of the hand."""
+
+VARIOUS = inspect.Parameter.VAR_POSITIONAL
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -23,7 +30,8 @@ def positive_int(name: str, value: Any) -> int:
     >>> positive_int("steps", 10)
     10
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+    if not whole or value < 1:
         raise BadInput(f"{name}: {value!r} is not a positive int")
     if value > MOST_STEPS:
         raise BadInput(f"{name}: {value!r} is beyond an int32; give at most {MOST_STEPS}")
@@ -38,8 +46,13 @@ def spacing(name: str, value: Any, steps: int) -> int:
     """
     value = positive_int(name, value)
     if steps % value:
-        near = max(d for d in range(1, min(value, steps) + 1) if steps % d == 0)
+        pairs = [(d, steps // d) for d in range(1, math.isqrt(steps) + 1) if steps % d == 0]
+        near = max(d for pair in pairs for d in pair if d <= value or d == 1)
         raise BadInput(f"{name}: {value} does not divide steps={steps}; {near} would")
+    if steps // value > MOST_RECORDS:
+        raise BadInput(
+            f"{name}: {value} makes {steps // value} records a run; give at most {MOST_RECORDS}"
+        )
     return value
 
 
@@ -54,19 +67,19 @@ def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Collection[str]
             raise BadInput(f"{where}: both give {name!r}; name each hyperparameter once")
     try:
         takes = inspect.signature(dynamics).parameters
-    except ValueError:  # of some callables written in C
+    except (TypeError, ValueError):  # of some callables written in C
         raise BadInput(f"dynamics: {dynamics!r} does not say what it takes; wrap it") from None
     open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     for group, members in groups.items():
         for name in members:
-            if name not in takes and not open_ended:
+            if not open_ended and (name not in takes or takes[name].kind is VARIOUS):
                 raise BadInput(f"{group}: dynamics takes no {name!r}; it takes {', '.join(takes)}")
     for name, parameter in takes.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise BadInput(f"dynamics: {name!r} is taken by position; it is given by name")
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
+            VARIOUS,
         )
         if required and name not in names:
             raise BadInput(
@@ -83,13 +96,8 @@ def shared(arrays: Any) -> dict[str, Any]:
     checked = {}
     for name, value in mapping("shared", arrays, "{'x': array}").items():
         if not isinstance(value, jax.Array):
-            try:
-                value = exact("shared", name, value)
-            except (TypeError, ValueError) as error:
-                if isinstance(error, BadInput):
-                    raise
-                kind = type(value).__name__
-                raise BadInput(f"shared: {name!r} is a {kind}; give an array of numbers") from error
+            value = exact("shared", name, value)
+        refuse_half_bytes("shared", name, value.dtype)
         checked[name] = value
     return checked
 
@@ -124,7 +132,9 @@ def own_dims(dims: Any, records: Mapping[str, Any], taken: Collection[str]) -> d
         if name not in records:
             raise BadInput(f"dims: no record is named {name!r}; there are {', '.join(records)}")
         shape = list(records[name].shape)
-        if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != len(shape):
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        given = [*itertools.islice(given, len(shape) + 1)] if several else []
+        if not several or len(given) != len(shape):
             raise BadInput(f"dims: {name!r} has shape {shape}; give it {len(shape)} names")
         if not all(isinstance(dim, str) and dim for dim in given):
             raise BadInput(f"dims: {name!r} is given {[*given]!r}; give it names")
@@ -154,7 +164,7 @@ def attributes(attrs: Any, names: Collection[str]) -> dict[str, dict[str, Any]]:
     for name, said in checked.items():
         if name not in names:
             raise BadInput(f"attrs: nothing is named {name!r}; there are {', '.join(names)}")
-        mapping(f"attrs: {name!r}", said, example)
+        said = checked[name] = mapping(f"attrs: {name!r}", said, example)
         try:
             json.dumps(said)
         except (TypeError, ValueError):
@@ -171,4 +181,8 @@ def place(store: Any) -> Path | None:
     path = os.fspath(store)
     if not isinstance(path, str) or "\0" in path:
         raise BadInput(f"store: {store!r} is no path of a folder; give one")
-    return Path(path).absolute()
+    try:
+        os.fsencode(path)
+        return Path(path).absolute()
+    except (UnicodeEncodeError, OSError) as error:  # surrogates; a working folder that is gone
+        raise BadInput(f"store: {store!r}: {error}; give the path of a folder") from None

@@ -2,8 +2,8 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from lab.sweep.axes import Axis, run_name
+from lab.sweep.axes import Axis, exact, run_name
 from lab.sweep.cadence import Cadence
+from lab.sweep.check import place
 from lab.sweep.store import Saved, folder, stored
 from lab.sweep.trace import Process, restored
 from lab.types import BadInput, State
@@ -88,18 +89,42 @@ def final_states(data: xr.Dataset, like: State) -> State:
         BadInput: the sweep was not stored, kept no states, went on to more steps since, or `like`
             has another structure.
     """
-    if "store" not in data.attrs:
+    known = data.attrs if isinstance(data, xr.Dataset) else {}
+    if not {"store", "static", "axes", "steps"} <= known.keys():
         raise BadInput("final_states: this Dataset was not stored; give sweep(..., store=path)")
-    static, dims = json.loads(data.attrs["static"]), json.loads(data.attrs["axes"])
+    try:
+        static, dims = json.loads(known["static"]), json.loads(known["axes"])
+    except (TypeError, ValueError):
+        static = dims = None
+    root = place(known["store"])
+    if not (isinstance(static, list) and isinstance(dims, dict) and root):
+        raise BadInput(
+            "final_states: the Dataset's attributes were edited; give it as it was swept"
+        )
+    for name in [*static, *(name for names in dims.values() for name in names)]:
+        if name not in data.coords:
+            raise BadInput(
+                f"final_states: the Dataset has no {name!r} any more; give it as it was swept, or "
+                "any .sel of it"
+            )
+    for dim, names in dims.items():
+        for name in names:
+            if data[name].dims not in ((), (dim,)):
+                raise BadInput(
+                    f"final_states: {name!r} lies along {', '.join(map(repr, data[name].dims))}; "
+                    "give the Dataset as it was swept, or any .sel of it"
+                )
     for name in static:
         if data[name].ndim:
             raise BadInput(f"final_states: {name!r} is a static axis; select one value of it first")
-    path = folder(Path(data.attrs["store"]), {name: data[name].item() for name in static})
+    path = folder(root, {name: data[name].item() for name in static})
     store = stored(path)
     if store is None:
         raise BadInput(f"final_states: {path} is no store any more; sweep again")
     kept = [dim for dim in dims if dim in data.dims]
     shape = [data.sizes[dim] for dim in kept]
+    if not math.prod(shape):
+        raise BadInput("final_states: no run is selected; select at least one")
     names = [name for names in dims.values() for name in names]
     selected = (
         data.isel(dict(zip(kept, entry, strict=True)))
@@ -108,23 +133,38 @@ def final_states(data: xr.Dataset, like: State) -> State:
     rows = store.rows([run_name({n: one[n].item() for n in names}) for one in selected])
     dispatches, slots = rows // store.layout.runs, rows % store.layout.runs
     saved = {int(d): store.load(int(d)) for d in np.unique(dispatches)}
-    likes = [x if hasattr(x, "dtype") else jnp.asarray(x) for x in jax.tree.leaves(like)]
+    leaves, structure = jax.tree.flatten(like)
+    likes = [_like(x) for x in leaves]
     for held in saved.values():
         _refuse_other_states(held, likes, data.attrs["steps"])
 
     def leaf(i: int) -> Any:
         picked = [saved[d].leaves[i][s] for d, s in zip(dispatches, slots, strict=True)]  # type: ignore[union-attr]
+        wanted = jax.eval_shape(_data, likes[i])
+        for one in picked:
+            if one.shape != wanted.shape or one.dtype != wanted.dtype:
+                raise BadInput(
+                    f"final_states: the store has {one.dtype}{list(one.shape)} where `like` has "
+                    f"{wanted.dtype}{list(wanted.shape)}; give the state that was swept"
+                )
         stacked = np.stack(picked)
         return restored(stacked.reshape((*shape, *stacked.shape[1:])), likes[i])
 
-    stacked = [leaf(i) for i in range(len(likes))]
-    for array, wanted in zip(stacked, likes, strict=True):
-        if array.shape[len(shape) :] != wanted.shape or array.dtype != wanted.dtype:
-            raise BadInput(
-                f"final_states: the store has {array.dtype}{list(array.shape[len(shape) :])} where "
-                f"`like` has {wanted.dtype}{list(wanted.shape)}; give the state that was swept"
-            )
-    return jax.tree.unflatten(jax.tree.structure(like), stacked)
+    return jax.tree.unflatten(structure, [leaf(i) for i in range(len(likes))])
+
+
+def _like(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a leaf as a state has it, in JAX's precision."""
+    if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+        leaf = exact("final_states", "like", leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype, True))
+
+
+def _data(leaf: Any) -> Any:
+    """A leaf as the store has it: random keys as their data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
 
 
 def _refuse_other_states(saved: Saved | None, likes: Sequence[Any], steps: int) -> None:

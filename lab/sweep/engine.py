@@ -9,6 +9,8 @@ as an xarray.Dataset on the grid of the axes (`dataset`).
 
 import contextlib
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +26,10 @@ from lab.sweep.book import Book
 from lab.sweep.cadence import Cadence
 from lab.sweep.dataset import dataset
 from lab.sweep.layout import Layout, chosen, requested
-from lab.sweep.parts import Part, labelled, same_records
+from lab.sweep.parts import Part, Placed, labelled, same_records
 from lab.sweep.progress import progress_line
 from lab.sweep.run import run_by, run_here
-from lab.sweep.store import folder, locked, opened, stored
+from lab.sweep.store import Store, agreed, folder, locked, opened
 from lab.sweep.timed import timed
 from lab.sweep.trace import RESERVED, Process
 from lab.types import BadInput, Dynamics
@@ -99,7 +101,11 @@ def sweep(
     """
     begun = time.perf_counter()
     cadence = _cadence(steps, every, inspect_every)
-    grid, fixed, common = parsed(axes), parsed_static(static or {}), check.shared(shared)
+    grid, fixed, common = (
+        parsed(axes),
+        parsed_static({} if static is None else static),
+        check.shared(shared),
+    )
     names = [name for axis in grid for name in axis.labels]
     check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
     if not (keep is None or (isinstance(keep, str) and keep == "final")):
@@ -116,6 +122,9 @@ def sweep(
     coordinates = [*names, *(axis.dim for axis in grid), *fixed]
     for name in sorted({*coordinates} & {*RESERVED}):
         raise BadInput(f"axes: {name!r} is a name of the engine's own; choose another")
+    for axis in grid:
+        if axis.dim in fixed:
+            raise BadInput(f"static: {axis.dim!r} is the dim of {(*axis.labels,)!r}; rename it")
     labels = labelled(fixed)
     parts = [
         Part(dynamics, grid, {n: fixed[n][label] for n, label in point.items()}, common, cadence)
@@ -124,16 +133,26 @@ def sweep(
     processes = [part.process(coordinates) for part in parts]
     same_records(processes, labels)
     records = processes[0].records
+    _refuse_too_much(processes[0], cadence, len(parts) * math.prod(map(len, grid)))
     own_dims = check.own_dims(dims, records, {*coordinates, *RESERVED})
     said = check.attributes(attrs, [*coordinates, *records, *RESERVED])
 
     with contextlib.ExitStack() as stack:
         if path is not None:
             stack.enter_context(locked(path))
-        folders = [path and folder(path, point) for point in labels]
+        placed = [
+            Placed(
+                part,
+                process,
+                path and folder(path, point),
+                part.identity(process) if path else None,
+            )
+            for part, process, point in zip(parts, processes, labels, strict=True)
+        ]
+        stores = _agreed(placed, asked)
         books = [
-            _book(part, process, asked, measure, where, executor is not None)
-            for part, process, where in zip(parts, processes, folders, strict=True)
+            _book(one, held, asked, measure, executor is not None)
+            for one, held in zip(placed, stores, strict=True)
         ]
         line = progress_line(
             runs=sum(len(book.rows) for book in books),
@@ -171,23 +190,72 @@ def _cadence(steps: Any, every: Any, inspect_every: Any) -> Cadence:
     return Cadence(steps, at)
 
 
-def _book(
-    part: Part, process: Process, asked: Layout, measure: bool, path: Path | None, jobs: bool
-) -> Book:
+def _refuse_too_much(process: Process, cadence: Cadence, runs: int) -> None:
+    """Raise if the Dataset would not fit into this machine's memory."""
+    size = runs * sum(
+        len(cadence.at[stream]) * leaf.size * leaf.dtype.itemsize
+        for stream, function in process.streams.items()
+        for leaf in function.returns.values()
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise BadInput(
+            f"every: the records take {size / 1e9:.3g} GB, and this machine has "
+            f"{memory / 1e9:.3g}; record less, or less often"
+        )
+
+
+def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
+    """What there is of each part, if it can be gone on with; only then is anything written.
+
+    Raises:
+        BadInput: what is there is damaged, another's, or cannot be gone on with.
+    """
+    stores: list[Store | None] = []
+    for part, _, path, identity in placed:
+        there = path and identity and agreed(path, identity, asked, part.names, part.points)
+        stores.append(there or None)
+    found = [(one, store) for one, store in zip(placed, stores, strict=True) if store]
+    finished = len(found) == len(placed)
+    for (part, process, _, _), store in found:
+        finished &= {*part.names} <= {*store.names}
+        for dispatch in store.dispatches(part.names):
+            if store.reached(dispatch) < part.cadence.steps:
+                finished = False
+                _refuse_more_steps(store, dispatch, process)
+    if not finished:  # else all is read once, and nothing written
+        for one, store in found:
+            for dispatch in store.dispatches(one.part.names):
+                for _ in store.segments(dispatch):
+                    pass
+        for _, store in found:
+            store.tidy()
+    return stores
+
+
+def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
+    saved = store.load(dispatch)
+    if saved and not saved.leaves and jax.tree.leaves(process.init.returns):
+        raise BadInput(
+            f"steps: the store ended at {saved.step} and kept no states (keep=None), so it "
+            "cannot take more; give another store"
+        )
+
+
+def _book(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
     """Where the records of one static point go, under its layout."""
+    part, process, path, identity = one
     names, points, cadence = part.names, part.points, part.cadence
     cost = process.cost(cadence.steps, {stream: len(at) for stream, at in cadence.at.items()})
-    if measure and not (path and stored(path)):
+    if measure and held is None:
         layout = timed(process, part, cost)
     else:
         layout = chosen(asked, cost, runs=len(names), steps=cadence.steps)
-    if path is None:
+    if path is None or identity is None:
         return Book(process, cadence, layout, names, points, None)
-    store = opened(path, part.identity(process), layout, asked, names, points)
+    store = opened(path, held, identity, layout, names, points)
     kept = store.layout._replace(devices=1 if jobs else layout.devices)
-    book = Book(process, cadence, kept, names, points, store)
-    book.refuse_more_steps()
-    return book
+    return Book(process, cadence, kept, names, points, store)
 
 
 def _done(book: Book) -> int:

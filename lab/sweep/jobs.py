@@ -7,6 +7,7 @@ left running cannot touch a store that has gone to another.
 
 import contextlib
 import functools
+import inspect
 import pickle
 import time
 import traceback
@@ -107,8 +108,17 @@ def _pickled(error: Exception) -> bytes:
 
 def _settled(outcome: bytes | None) -> None:
     """Raise what the work itself raised, if anything."""
-    if outcome is not None:
-        raise pickle.loads(outcome) from None
+    if outcome is None:
+        return
+    try:
+        error = pickle.loads(outcome)
+        assert isinstance(error, Exception)
+    except Exception:
+        raise BadInput(
+            f"executor: a job came back as {outcome!r}, which `work` never returns; give an "
+            "executor that runs what is submitted"
+        ) from None
+    raise error from None
 
 
 def refuse(executor: Any) -> None:
@@ -122,6 +132,16 @@ def refuse(executor: Any) -> None:
             f"executor: {executor!r} has no submit(); give a concurrent.futures executor, or a "
             "function of no arguments that makes one"
         )
+    if makes(executor):
+        try:
+            inspect.signature(executor).bind()
+        except TypeError as error:
+            raise BadInput(
+                f"executor: {executor!r} makes none without arguments ({error}); give one, or a "
+                "function of no arguments that makes one"
+            ) from None
+        except ValueError:  # of some callables written in C
+            pass
     if isinstance(executor, ProcessPoolExecutor):
         context, size = executor._mp_context, getattr(executor, "_max_workers", 2)
         if context is not None and context.get_start_method() == "fork":
@@ -129,6 +149,11 @@ def refuse(executor: Any) -> None:
                 "executor: forked processes deadlock in JAX; give ProcessPoolExecutor"
                 f'({size}, mp_context=multiprocessing.get_context("spawn"))'
             )
+
+
+def makes(executor: Any) -> bool:
+    """Whether it is a function that makes an executor, not one itself."""
+    return isinstance(executor, type) or not hasattr(executor, "submit")
 
 
 def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task, int]]) -> None:
@@ -146,7 +171,7 @@ def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task,
     Raises:
         Exception: what the work itself raised, or the executor's own after TRIES of it.
     """
-    make = None if hasattr(executor, "submit") and not isinstance(executor, type) else executor
+    make = executor if makes(executor) else None
     left, running, lost = dict.fromkeys(tasks), dict[Task, Any](), dict[Any, tuple[int, int]]()
     attempt = 0
     pool: Any = None
@@ -154,6 +179,8 @@ def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task,
         while left:
             if pool is None:
                 pool = make() if make else executor
+                if make and makes(pool):
+                    raise BadInput(f"executor: {make!r} made {pool!r}, which has no submit()")
                 refuse(pool)
             try:
                 if new := [task for task in left if task not in running]:
@@ -198,13 +225,16 @@ def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task,
 
 def _submitted(pool: Any, task: Task, attempt: int) -> Any:
     try:
-        return pool.submit(work, *task, attempt)
+        job = pool.submit(work, *task, attempt)
     except BrokenExecutor:
         raise
     except Exception as error:
         raise BadInput(
             f"executor: takes no jobs ({error}); give another, and the same call goes on"
         ) from error
+    if isinstance(job, type) or not (hasattr(job, "done") and hasattr(job, "result")):
+        raise BadInput(f"executor: submit() gave {job!r}, which has no done() and result()")
+    return job
 
 
 def _done(running: Mapping[Task, Any], look: Callable[[], Any]) -> list[Task]:

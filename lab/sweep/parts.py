@@ -57,12 +57,12 @@ class Part(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A part with its labels, its process, and its folder in a store."""
+    """A part with its process and, in a store, its folder and what must agree with it."""
 
     part: Part
-    labels: Mapping[str, Any]
     process: Process
     path: Path | None
+    identity: Identity | None
 
 
 def labelled(fixed: Mapping[str, Mapping[Any, Any]]) -> list[dict[str, Any]]:

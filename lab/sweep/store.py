@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import jax.numpy as jnp
 import numpy as np
 
 from lab.sweep.cadence import BEFORE
@@ -77,7 +78,16 @@ class Store(NamedTuple):
     def rows(self, names: Sequence[str]) -> np.ndarray:
         """The row of each run."""
         row = {name: i for i, name in enumerate(self.names)}
+        for name in names:
+            if name not in row:
+                raise BadInput(f"store: {self.path} has no run {name}; sweep it first")
         return np.array([row[name] for name in names], int)
+
+    def dispatches(self, names: Sequence[str]) -> list[int]:
+        """The dispatches that hold those of the runs that the store knows."""
+        known = {*self.names}
+        rows = self.rows([name for name in names if name in known])
+        return np.unique(rows // self.layout.runs).tolist()
 
     def reached(self, dispatch: int) -> int:
         """The step that a dispatch is saved at, or BEFORE. Read often: not checked."""
@@ -85,7 +95,7 @@ class Store(NamedTuple):
         with _reading(file):
             if not file.exists():
                 return BEFORE
-            with np.load(file) as held:
+            with file.open("rb") as opened, np.load(opened) as held:
                 return int(held["step"])
 
     def load(self, dispatch: int) -> Saved | None:
@@ -101,7 +111,9 @@ class Store(NamedTuple):
             return None
         if str(held["belongs"]) != self._belongs(dispatch):
             raise BadInput(f"store: {file} belongs to other runs or another store; {AGAIN}")
-        leaves = [held[name] for name in sorted(held) if name.startswith("leaf")]
+        count = sum(name.startswith("leaf") for name in held)
+        leaves = [held[f"leaf{i:04d}"] for i in range(count)]
+        leaves = [a.view(jnp.dtype(str(n))) for a, n in zip(leaves, held["dtypes"], strict=True)]
         step = int(held["step"])
         return Saved(step, leaves, Last(step, str(held["last"])))
 
@@ -117,6 +129,7 @@ class Store(NamedTuple):
             records: of the segment.
             leaves: of the state, or none to keep none.
         """
+        records = {name: _storable(array) for name, array in records.items()}
         before = last
         if last and last.step % (
             self.layout.segment or 1
@@ -128,8 +141,9 @@ class Store(NamedTuple):
         with _writing(self.path):
             _write(self._file(dispatch, step), content)
             last = Last(step, _digest(content))
-            state = {f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
+            state = {f"leaf{i:04d}": _storable(leaf) for i, leaf in enumerate(leaves)}
             head = {"step": step, "last": last.digest, "belongs": self._belongs(dispatch)}
+            head["dtypes"] = np.array([leaf.dtype.name for leaf in leaves], str)  # as of bfloat16
             _write(self._state(dispatch), _sealed({**head, **state}))
         return last
 
@@ -154,15 +168,28 @@ class Store(NamedTuple):
             for file in self.path.glob(pattern)
         ]
         for folder in self.path.glob("records/*"):
-            reached = self.reached(int(folder.name))
-            ends = {file: int(file.stem) for file in folder.glob("*.npz")}
-            segment = self.layout.segment or 1
-            left += [
-                f for f, end in ends.items() if end > reached or (end % segment and end < reached)
-            ]
+            left += self._left(int(folder.name), [*folder.glob("*.npz")])
         with _writing(self.path):
             for file in left:
                 file.unlink(missing_ok=True)
+
+    def _left(self, dispatch: int, files: Sequence[Path]) -> list[Path]:
+        """Of a dispatch's files of records, those that its state does not lead to."""
+        segment = self.layout.segment or 1
+
+        def left(reached: int) -> list[Path]:
+            ends = {file: int(file.stem) for file in files}
+            return [
+                f for f, end in ends.items() if end > reached or (end % segment and end < reached)
+            ]
+
+        try:
+            if not left(self.reached(dispatch)):
+                return []
+            saved = self.load(dispatch)  # nothing is removed at the word of a damaged state
+        except BadInput:
+            return []
+        return left(saved.step if saved else BEFORE)
 
     def _segment(self, dispatch: int, last: Last) -> tuple[Records, Last | None]:
         """A file of records, and the one before it."""
@@ -215,20 +242,18 @@ def stored(path: Path) -> Store | None:
     return Store(path, layout, held["digest"], names, points)
 
 
-def opened(
+def agreed(
     path: Path,
     identity: Identity,
-    layout: Layout,
     asked: Layout,
     names: Sequence[str],
     points: Mapping[str, np.ndarray],
-) -> Store:
-    """The part of a store in a folder, made or extended as the runs asked for need.
+) -> Store | None:
+    """The part of a store in a folder, which can be gone on with, or None. Writes nothing.
 
     Args:
         path: its folder.
         identity: what must agree with a store that is there.
-        layout: proposed, for a new store.
         asked: what the caller insisted on; must agree with the store.
         names: of the runs asked for.
         points: {hyperparameter: its value in each of these runs}.
@@ -237,6 +262,31 @@ def opened(
         BadInput: the store is another's or damaged, or a run's values differ.
     """
     store = stored(path)
+    if store is not None:
+        refuse_other(path, _manifest(path)["identity"], identity)
+        _refuse_layout(path, store.layout, asked)
+        _refuse_other_points(store, names, points)
+    return store
+
+
+def opened(
+    path: Path,
+    store: Store | None,
+    identity: Identity,
+    layout: Layout,
+    names: Sequence[str],
+    points: Mapping[str, np.ndarray],
+) -> Store:
+    """A part that was agreed on, made or extended as the runs asked for need.
+
+    Args:
+        path: its folder.
+        store: what is there.
+        identity: of a new store.
+        layout: of a new store.
+        names: of the runs asked for.
+        points: {hyperparameter: its value in each of these runs}.
+    """
     if store is None:
         kept = {"identity": identity, "layout": layout._replace(devices=None)._asdict()}
         manifest = {**kept, "digest": _digest(json.dumps(kept).encode())}
@@ -244,16 +294,9 @@ def opened(
             _write(path / "manifest.json", json.dumps(manifest, indent=1).encode())
         store = stored(path)
         assert store is not None
-    else:
-        refuse_other(path, _manifest(path)["identity"], identity)
-        _refuse_layout(path, store.layout, asked)
-    store.tidy()
     known = {*store.names}
-    _refuse_other_points(store, names, points)
     new = [i for i, name in enumerate(names) if name not in known]
-    if new:
-        store = _extended(store, new, names, points)
-    return store
+    return _extended(store, new, names, points) if new else store
 
 
 def joined(path: Path, identity: Identity) -> Store:
@@ -335,7 +378,9 @@ def _refuse_other_points(
     rows = [row[names[i]] for i in asked]
     for name, values in points.items() if asked else ():
         old, now = store.points[name][rows], values[asked]
-        same = old.shape == now.shape and (old == now).reshape(len(asked), -1).all(1)
+        same = old.shape == now.shape and [
+            a.tobytes() == b.tobytes() for a, b in zip(old, now, strict=True)
+        ]
         if not np.all(same):
             run = names[asked[int(np.argmin(same))]]
             raise BadInput(
@@ -411,8 +456,13 @@ def _unsealed(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _storable(array: np.ndarray) -> np.ndarray:
+    """The array as NumPy's files have it: bfloat16, float8 and their like as so many bytes."""
+    return array if array.dtype.isbuiltin == 1 else array.view(f"V{array.dtype.itemsize}")
+
+
 def _seal(arrays: Mapping[str, np.ndarray]) -> str:
-    items = sorted(arrays.items())  # of bfloat16 NumPy keeps the bytes, not the name
+    items = sorted(arrays.items())
     form = [[name, a.dtype.kind, a.dtype.itemsize, a.shape] for name, a in items]
     return _digest(json.dumps(form).encode(), *(a.tobytes() for _, a in items))
 

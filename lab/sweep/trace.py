@@ -1,6 +1,7 @@
 """One run, traced once: what the engine checks, hashes, costs and runs is the same jaxpr."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from lab.sweep import linalg
+from lab.sweep.axes import exact, refuse_half_bytes
 from lab.sweep.layout import Cost
 from lab.types import BadInput, Dynamics
 
@@ -139,6 +141,7 @@ def traced(
             raise BadInput(f"dynamics: returned a {given}; return a lab.types.Dynamics")
         if inspected and result.inspect is None:
             raise BadInput("inspect_every: given, but the Dynamics has no inspect; give it one")
+        _refuse_signatures(result)
         return result
 
     def init(point: Any, shared: Any) -> Any:
@@ -167,6 +170,26 @@ def traced(
         if both := {*streams["step"].returns} & {*streams["step_rare"].returns}:
             raise BadInput(f"inspect: {min(both)!r} is observed too; record each name once")
     return Process(start, moved, streams)
+
+
+def _refuse_signatures(made: Dynamics) -> None:
+    """Raise unless each function of a `Dynamics` is one, of as many arguments as it is given."""
+    for name, function in made._asdict().items():
+        arguments = [] if name == "init" else ["state", "t"]
+        if function is None and name == "inspect":
+            continue
+        try:
+            signature = inspect.signature(function)
+        except TypeError:
+            raise BadInput(f"{name}: {function!r} is no function; give one") from None
+        except ValueError:  # of some callables written in C
+            continue
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            raise BadInput(
+                f"{name}: takes {signature}; let it take ({', '.join(arguments)})"
+            ) from None
 
 
 def _function(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> Function:
@@ -217,15 +240,15 @@ def _arrays(name: str, state: Any) -> Any:
     """The state with strong-typed array leaves: a Python `0.` would cost a second trace."""
 
     def array(path: Any, leaf: Any) -> Any:
-        if isinstance(leaf, bool | int | float | complex):
-            leaf = jnp.asarray(leaf)
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            where = jax.tree_util.keystr(path)
+        where = f"state{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
+            leaf = jnp.asarray(exact(name, where, leaf))
+        if not isinstance(leaf, jax.Array):
             kind = type(leaf).__name__
-            raise BadInput(f"{name}: state{where} is a {kind}; a state is a pytree of arrays")
+            raise BadInput(f"{name}: {where} is a {kind}; a state is a pytree of arrays")
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        leaf = jnp.asarray(leaf)
+        refuse_half_bytes(name, where, leaf.dtype)
         return lax.convert_element_type(leaf, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(array, state)
@@ -246,7 +269,10 @@ def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Arr
             raise BadInput(f"{name}: {key!r} is an attribute of xarray.Dataset; rename it")
         if key in taken or key in RESERVED:
             raise BadInput(f"{name}: {key!r} is taken by an axis or the engine; rename it")
-    return {key: jnp.asarray(value) for key, value in record.items()}
+    return {
+        key: value if isinstance(value, jax.Array) else jnp.asarray(exact(name, key, value))
+        for key, value in record.items()
+    }
 
 
 def _all_finite(state: Any) -> jax.Array:
@@ -280,4 +306,4 @@ def restored(array: np.ndarray, like: Any) -> Any:
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         impl = jax.random.key_impl(jnp.empty((0,), like.dtype))
         return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
-    return array.view(like.dtype) if array.dtype.kind == "V" else array  # bfloat16, float8
+    return array
