@@ -1,8 +1,11 @@
 """A sweep as jobs of an executor: the bytes of one process, whoever is killed."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -68,6 +71,26 @@ def test_processes_give_the_bytes_of_one_process(alone, pool, tmp_path):
     one, other = (jax.tree.leaves(final_states(d, like)[:2]) for d in (data, alone[0]))
     for ours, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_coordinator_is_killed(tmp_path):
+    command = [sys.executable, "-m", "tests.torture", "--child", "workers", str(tmp_path)]
+    coordinator = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        while not any(tmp_path.rglob("states/*.npz")):
+            assert coordinator.poll() is None
+            time.sleep(0.01)
+        coordinator.kill()
+        coordinator.wait()
+        due = time.monotonic() + 20
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < due:
+                os.killpg(coordinator.pid, 0)
+                time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(coordinator.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -8,7 +8,10 @@ left running cannot touch a store that has gone to another.
 import contextlib
 import functools
 import inspect
+import multiprocessing
+import os
 import pickle
+import threading
 import time
 import traceback
 import uuid
@@ -71,6 +74,7 @@ def work(lease: str, dispatch: int, attempt: int) -> bytes | None:
         None, or the exception that the work itself raised, pickled: so what `result()` raises is
         the executor's own trouble.
     """
+    _end_with_parent()
     try:
         parcel, run = _opened(lease)
         with parcel.settings.applied():
@@ -78,6 +82,20 @@ def work(lease: str, dispatch: int, attempt: int) -> bytes | None:
     except Exception as error:
         return _pickled(error)
     return None
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """End this process when the one that spawned it ends, which a killed pool's workers do not."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        assert parent
+        parent.join()
+        os._exit(1)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.lru_cache(maxsize=1)
