@@ -57,6 +57,21 @@ def minibatch(lr, seed, hidden=5, optimizer=optax.sgd, noise=0.0):
     return Dynamics(init, step, observe, inspect)
 
 
+def drifting(lr, seed):
+    """Noise that adds up, so that every run and every record differs: traced in a moment."""
+    key = jax.random.key(seed)
+
+    def step(x, t):
+        return x + lr * jax.random.normal(jax.random.fold_in(key, t), (3,))
+
+    return Dynamics(
+        init=lambda: jnp.zeros(3),
+        step=step,
+        observe=lambda x, t: {"x": x, "norm": jnp.sum(x**2)},
+        inspect=lambda x, t: {"time": jnp.float32(t)},
+    )
+
+
 def digest(data: xr.Dataset) -> str:
     """A hash of all records, bit for bit."""
     content = b"".join(data[name].values.tobytes() for name in sorted(data.variables))

@@ -56,7 +56,6 @@ def trained(model, optimizer, lanczos):
     [
         ("mlp", optax.adam, True),
         ("conv_net", optax.adam, False),
-        ("transformer", optax.adam, False),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in itertools.product(MODELS, (optax.sgd, optax.adam), (False, True))

@@ -23,7 +23,7 @@ import lab.sweep.store as store_module
 import tests.processes as processes
 from lab.sweep import Layout, final_states, run, sweep
 from lab.types import BadInput, Dynamics
-from tests.processes import AXES, CADENCE, LAYOUT, digest, files, minibatch
+from tests.processes import AXES, CADENCE, LAYOUT, digest, drifting, files, minibatch
 
 SMALL = {"steps": 40, "every": 5, "inspect_every": 10, "layout": {"width": 2}}
 SEEDS = {"lr": [0.1], "seed": range(3)}
@@ -102,10 +102,10 @@ def test_ended_at_any_write_and_run_again_gives_the_same_bytes(extending, tmp_pa
 
     def begun(store):
         if extending:
-            sweep(minibatch, SEEDS, **settings | {"steps": 10}, store=store)
+            sweep(drifting, SEEDS, **settings | {"steps": 10}, store=store)
 
     begun(whole)
-    sweep(minibatch, more, **settings, store=whole)
+    sweep(drifting, more, **settings, store=whole)
     for last in itertools.count():
         store, left = tmp_path / str(last), iter(range(last))
         begun(store)
@@ -117,9 +117,9 @@ def test_ended_at_any_write_and_run_again_gives_the_same_bytes(extending, tmp_pa
 
         with monkeypatch.context() as patched, contextlib.suppress(Killed):
             patched.setattr(store_module, "_write", ended)
-            sweep(minibatch, more, **settings, store=store)
+            sweep(drifting, more, **settings, store=store)
             break
-        sweep(minibatch, more, **settings, store=store)
+        sweep(drifting, more, **settings, store=store)
         assert files(store) == files(whole)
     assert last == (13 if extending else 18)  # the manifest, the runs, records and states
 

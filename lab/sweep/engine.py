@@ -101,11 +101,8 @@ def sweep(
     """
     begun = time.perf_counter()
     cadence = _cadence(steps, every, inspect_every)
-    grid, fixed, common = (
-        parsed(axes),
-        parsed_static({} if static is None else static),
-        check.shared(shared),
-    )
+    grid, fixed = parsed(axes), parsed_static({} if static is None else static)
+    common = check.shared(shared)
     names = [name for axis in grid for name in axis.labels]
     check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
     if not (keep is None or (isinstance(keep, str) and keep == "final")):
@@ -141,12 +138,9 @@ def sweep(
         if path is not None:
             stack.enter_context(locked(path))
         placed = [
-            Placed(
-                part,
-                process,
-                path and folder(path, point),
-                part.identity(process) if path else None,
-            )
+            Placed(part, process, folder(path, point), part.identity(process))
+            if path
+            else Placed(part, process, None, None)
             for part, process, point in zip(parts, processes, labels, strict=True)
         ]
         stores = _agreed(placed, asked)

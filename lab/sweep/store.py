@@ -130,10 +130,8 @@ class Store(NamedTuple):
             leaves: of the state, or none to keep none.
         """
         records = {name: _storable(array) for name, array in records.items()}
-        before = last
-        if last and last.step % (
-            self.layout.segment or 1
-        ):  # the segment was begun in a shorter run
+        before, length = last, self.layout.segment or 1
+        if last and last.step % length:  # the segment was begun in a shorter run
             start, before = self._segment(dispatch, last)
             records = {name: np.concatenate([start[name], records[name]], 1) for name in records}
         link = np.array([str(before.step), before.digest] if before else [str(BEFORE), ""])
@@ -175,13 +173,11 @@ class Store(NamedTuple):
 
     def _left(self, dispatch: int, files: Sequence[Path]) -> list[Path]:
         """Of a dispatch's files of records, those that its state does not lead to."""
-        segment = self.layout.segment or 1
+        length = self.layout.segment or 1
+        ends = {file: int(file.stem) for file in files}
 
         def left(reached: int) -> list[Path]:
-            ends = {file: int(file.stem) for file in files}
-            return [
-                f for f, end in ends.items() if end > reached or (end % segment and end < reached)
-            ]
+            return [f for f, t in ends.items() if t > reached or (t % length and t < reached)]
 
         try:
             if not left(self.reached(dispatch)):
