@@ -187,7 +187,7 @@ def given_out(executor: Any, tasks: list[Task], look: Callable[[], Mapping[Task,
         look: look() -> {task: records on disk}, called while waiting and at the end.
 
     Raises:
-        Exception: what the work itself raised, or the executor's own after TRIES of it.
+        Exception: what the work itself raised; BadInput after TRIES losses in turn.
     """
     make = executor if makes(executor) else None
     left, running, lost = dict.fromkeys(tasks), dict[Task, Any](), dict[Any, tuple[int, int]]()
@@ -267,9 +267,11 @@ def _done(running: Mapping[Task, Any], look: Callable[[], Any]) -> list[Task]:
 
 
 def _again(lost: dict[Any, tuple[int, int]], key: Any, saved: int, error: Exception) -> None:
-    """Count a loss; raise the error at the last of TRIES between which nothing was saved."""
+    """Count a loss; raise at the last of TRIES between which nothing was saved."""
     times, before = lost.get(key, (0, saved))
     lost[key] = (times + 1 if saved == before else 1), saved
     if lost[key][0] == TRIES:
-        error.add_note(f"Lost {TRIES} times in turn; the same call goes on from what is stored.")
-        raise error
+        raise BadInput(
+            f"executor: lost {TRIES} times in turn ({type(error).__name__}: {error}); the same call "
+            "goes on from what is stored"
+        ) from error
