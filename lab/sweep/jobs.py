@@ -272,6 +272,6 @@ def _again(lost: dict[Any, tuple[int, int]], key: Any, saved: int, error: Except
     lost[key] = (times + 1 if saved == before else 1), saved
     if lost[key][0] == TRIES:
         raise BadInput(
-            f"executor: lost {TRIES} times in turn ({type(error).__name__}: {error}); the same call "
-            "goes on from what is stored"
+            f"executor: lost {TRIES} times in turn ({type(error).__name__}: {error}); the same "
+            "call goes on from what is stored"
         ) from error
