@@ -51,6 +51,14 @@ class Cadence(NamedTuple):
         low, high = np.searchsorted(self.at[stream], [before, stop], side="right")
         return slice(int(low), int(high))
 
+    def stride(self, length: int) -> int:
+        """The most steps that can be taken at once, so as to halt wherever segments halt.
+
+        >>> Cadence(20, {"step": np.arange(0, 21, 5)}).stride(10)
+        5
+        """
+        return int(np.gcd.reduce(np.concatenate([*self.at.values(), [length, self.steps]])))
+
     def capacity(self, length: int) -> dict[str, int]:
         """{stream: the most records that a segment of so many steps holds}."""
         return {stream: _most(steps, length) for stream, steps in self.at.items()}
