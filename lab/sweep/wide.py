@@ -161,29 +161,29 @@ def fitted(
     Raises:
         BadInput: not even one run fits, or not the width asked for.
     """
+    widened = fixed
     while True:
+        width = layout.runs
         try:
             programs = made(layout)
         except jax.errors.JaxRuntimeError as error:
             if not exhausted(error):
                 raise
-            if fixed or layout.width == 1:
+            if fixed or width == 1:
                 raise BadInput(too_wide(layout)) from None
-            narrower = layout._replace(width=layout.width // 2)
+            layout, widened = layout._replace(width=width // 2), True
             print(
-                f"layout: {layout.width} runs side by side are more than the device's memory "
-                f"holds; going on with {narrower.width}",
+                f"layout: {width} runs side by side are more than the device's memory holds; "
+                f"going on with {layout.width}",
                 file=sys.stderr,
             )
-            layout = narrower
             continue
-        assert layout.width
-        each = programs.bytes() / layout.width
-        better = layout if fixed else again(each)
-        fits = each * layout.width <= ROOM * machine.memory
-        if fixed or (fits and (better.width or 1) < 2 * layout.width):
+        each = programs.bytes() / width
+        better = again(each)
+        fits = each * width <= ROOM * machine.memory
+        if fixed or better.runs == width or (fits and (widened or better.runs < 2 * width)):
             return layout, programs
-        layout, fixed = better, fits  # wider than thought: once; else until it fits
+        layout, widened = better, widened or fits
 
 
 def tried(
