@@ -134,12 +134,20 @@ def _rows_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tupl
     return _rows(table_VxD, tokens_L), one_hot_LxV @ tangents[0]
 
 
-class _Embed(nn.Embed):
+class _Embed(nn.Module):
     """As flax's, but for the gradient where there are few tokens."""
 
+    vocabulary: int
+    width: int
+    scale: float
+
+    @nn.compact
     def __call__(self, tokens_L: Array) -> Array:
-        few = self.num_embeddings <= FEW_TOKENS
-        return _rows(self.embedding, tokens_L) if few else super().__call__(tokens_L)
+        drawn, shape = nn.initializers.normal(self.scale), (self.vocabulary, self.width)
+        table_VxD = self.param("embedding", drawn, shape, float)
+        if self.vocabulary <= FEW_TOKENS:
+            return _rows(table_VxD, tokens_L)
+        return jnp.take(table_VxD, tokens_L, axis=0)
 
 
 class _Network(Blocks):
@@ -153,10 +161,7 @@ class _Network(Blocks):
     @nn.compact
     def __call__(self, tokens_L: Array, tap: Taps) -> Array:
         drawn = nn.initializers.normal(self.scale)
-        embedding = _Embed(
-            self.vocabulary, self.width, embedding_init=drawn, param_dtype=float, name="tokens"
-        )
-        x_LxD = embedding(tokens_L)
+        x_LxD = _Embed(self.vocabulary, self.width, self.scale, name="tokens")(tokens_L)
         if self.length is not None:
             position_LxD = self.param("positions", drawn, (self.length, self.width), float)
             x_LxD += jnp.broadcast_to(position_LxD[: tokens_L.shape[-1]], x_LxD.shape)

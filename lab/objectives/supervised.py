@@ -68,7 +68,7 @@ def _chosen(logits: Array, classes: Array) -> Array:
 @_chosen.defjvp
 def _chosen_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     logits, classes = primals
-    here = classes[..., None] == jnp.arange(logits.shape[-1], dtype=classes.dtype)
+    here = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
     return _chosen(logits, classes), jnp.sum(jnp.where(here, tangents[0], 0.0), -1)
 
 
