@@ -51,13 +51,21 @@ class Cadence(NamedTuple):
         low, high = np.searchsorted(self.at[stream], [before, stop], side="right")
         return slice(int(low), int(high))
 
-    def stride(self, length: int) -> int:
-        """The most steps that can be taken at once, so as to halt wherever segments halt.
+    def even(self, most: int) -> int:
+        """The longest segment, of at most so many steps, that makes all alike, if there is one.
 
-        >>> Cadence(20, {"step": np.arange(0, 21, 5)}).stride(10)
-        5
+        >>> Cadence(60, {"step": np.arange(0, 61, 5), "rare": np.arange(0, 61, 15)}).even(50)
+        30
         """
-        return int(np.gcd.reduce(np.concatenate([*self.at.values(), [length, self.steps]])))
+        spacings = [np.unique(np.diff(steps)) for steps in self.at.values() if len(steps) > 1]
+        period = int(np.lcm.reduce([s[0] if len(s) == 1 else self.steps for s in spacings]))
+        finest = int(np.gcd.reduce(np.concatenate([*self.at.values(), [self.steps]])))
+        lengths = np.arange(most - most % finest, 0, -finest)
+        alike = (lengths % period == 0) | (period % lengths == 0)
+        for good in (alike & (self.steps % lengths == 0), alike, lengths > 0):
+            if len(found := lengths[good & (4 * lengths >= most)]):
+                return int(found[0])
+        return most
 
     def capacity(self, length: int) -> dict[str, int]:
         """{stream: the most records that a segment of so many steps holds}."""

@@ -26,7 +26,8 @@ from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
 from lab.sweep.cadence import Cadence
 from lab.sweep.dataset import dataset
-from lab.sweep.layout import Layout, backend, chosen, machine, requested
+from lab.sweep.fit import tried
+from lab.sweep.layout import SURE, Layout, backend, chosen, machine, requested
 from lab.sweep.parts import Part, Placed, labelled, same_records
 from lab.sweep.precision import exact_products, matmul_precision
 from lab.sweep.progress import progress_line
@@ -34,7 +35,6 @@ from lab.sweep.run import run_by, run_here
 from lab.sweep.store import Store, agreed, folder, locked, opened
 from lab.sweep.timed import timed
 from lab.sweep.trace import RESERVED, Process
-from lab.sweep.wide import tried
 from lab.types import BadInput, Dynamics
 
 
@@ -255,10 +255,10 @@ def _book(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: b
         runs=len(names),
         steps=cadence.steps,
         machine=here,
-        stride=cadence.stride(cadence.steps),
+        even=cadence.even,
     )
     layout = timed(process, part, cost, choose) if measure and not held else choose(asked, cost)
-    if wide and not measure:
+    if wide and not measure and layout.runs * cost.run_bytes > SURE * here.memory:
         layout, programs = tried(
             part,
             process,

@@ -13,7 +13,7 @@ the same bits.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,9 +37,15 @@ BACKENDS = ("blocks", "wide")
 ROOM = 0.8
 """Share of a device's memory that a wide block may take; the rest is for what is not foreseen."""
 
+SURE = 0.1
+"""Share of a device's memory up to which a block is not tried before it runs."""
+
 OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_deterministic_ops": True}}
 """XLA's options by platform. Deterministic: else its products are chosen by timing when compiled,
 and sums of scattered terms depend on who comes first, so that the same call gives other bits."""
+
+UNROLL = 2
+"""Steps in a trip of a wide block's loop, where they divide those between two halts."""
 
 WIDE_FLOPS, WIDE_STEPS = 1e13, 20_000
 """Arithmetic, or steps, that a wide block does between two visits of the host: about a second."""
@@ -174,7 +180,13 @@ def backend(asked: Layout, machine: Machine) -> str:
 
 
 def chosen(
-    asked: Layout, cost: Cost, *, runs: int, steps: int, machine: Machine, stride: int = 1
+    asked: Layout,
+    cost: Cost,
+    *,
+    runs: int,
+    steps: int,
+    machine: Machine,
+    even: Callable[[int], int] = int,
 ) -> Layout:
     """The asked layout with what was left open filled in, from the problem and the machine alone.
 
@@ -184,7 +196,7 @@ def chosen(
         runs: how many there are.
         steps: of each run.
         machine: that they are placed on.
-        stride: steps that a wide block takes at once.
+        even: even(most steps) -> those of a wide block's segment.
     """
     devices = asked.devices or min(machine.devices, runs)
     share = math.ceil(runs / devices)
@@ -193,8 +205,8 @@ def chosen(
         width = asked.width or _even(share, min(fitting, MOST["width"]))
         held = RECORD_BYTES / max(cost.record_bytes * width, 1e-9)
         worth = WIDE_FLOPS / max(cost.step_flops * width, 1.0)
-        visit = int(min(steps, held, worth, WIDE_STEPS))
-        return Layout(devices, 1, width, asked.segment or max(visit // stride, 1) * stride, "wide")
+        most = max(1, int(min(steps, held, worth, WIDE_STEPS)))
+        return Layout(devices, 1, width, asked.segment or even(most), "wide")
     alone = cost.step_flops > max(LARGE, DENSE * cost.step_bytes)
     fitting = 1 if alone else max(2, int(CACHE_BYTES / max(cost.step_bytes, 1.0)))
     width = asked.width or _least_padded(share, min(fitting, WIDEST))

@@ -26,8 +26,8 @@ class Program(NamedTuple):
     Attributes:
         start: start(point, shared) -> state, each with a leading axis of runs, but for `shared`.
         advance: advance(state, point, shared, *plan(segment)) -> (state, {stream: records}), the
-            records with leading axes (run, slot), the last slot being scrap, or a list of them with
-            an axis of runs alone. Takes `state` for itself.
+            records with leading axes (run, slot), the last slot being scrap, or a list of arrays
+            with axes (record, run). Takes `state` for itself.
     """
 
     start: Callable[..., Any]
@@ -42,11 +42,11 @@ def plan(segment: Segment) -> tuple[np.ndarray, np.int32, dict[str, np.ndarray]]
 def fetched(recorded: Mapping[str, Any], segment: Segment) -> dict[str, np.ndarray]:
     """What `advance` recorded, on the host: {name: array}, with leading axes (run, record)."""
     return {
-        name: np.stack([np.asarray(one[name]) for one in records], axis=1)
-        if isinstance(records, list)
-        else np.asarray(records[name])[:, : segment.taken[stream]]
+        name: np.concatenate([np.asarray(one) for one in values]).swapaxes(0, 1)
+        if isinstance(values, list)
+        else np.asarray(values)[:, : segment.taken[stream]]
         for stream, records in recorded.items()
-        for name in (records[0] if isinstance(records, list) else records)
+        for name, values in records.items()
     }
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lab.sweep import jobs
 from lab.sweep.book import Book
 from lab.sweep.cadence import BEFORE, Segment
+from lab.sweep.fit import exhausted, too_wide
 from lab.sweep.layout import Layout, cores, devices
 from lab.sweep.parcel import settings
 from lab.sweep.parts import Part
@@ -22,7 +23,7 @@ from lab.sweep.program import Program, ahead, fetched, plan, program
 from lab.sweep.progress import Advance
 from lab.sweep.store import Saved, joined
 from lab.sweep.trace import Process, restored
-from lab.sweep.wide import compiled, exhausted, too_wide
+from lab.sweep.wide import compiled
 from lab.types import BadInput
 
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from lab.sweep.cadence import BEFORE
+from lab.sweep.fit import exhausted
 from lab.sweep.layout import Cost, Layout, devices
 from lab.sweep.parts import Part
 from lab.sweep.program import plan, program
 from lab.sweep.trace import Process
-from lab.sweep.wide import compiled, exhausted
+from lab.sweep.wide import compiled
 
 FLOPS = 2e9
 """Arithmetic of a block that is timed: some hundredths of a second of a core."""
