@@ -54,7 +54,7 @@ class Method(NamedTuple):
 
     optimizer: Callable[..., Any]
     lr: float
-    edge: float
+    edge: Any
     source: str = COHEN
 
 
