@@ -42,6 +42,22 @@ RUNS, FIGURES = Path("runs"), Path("figures")
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "xarray", "zarr")
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every experiment can be asked, beside its own fields."""
+
+    claims: bool = False
+    """Print what is expected, and why so wide, before anything runs; run nothing."""
+    fresh: bool = False
+    """Start over: what an earlier run of this preset left is replaced once this one is done."""
+    resume: bool = False
+    """Insist on going on with a stored run (it goes on by itself where there is one)."""
+    plot: bool = False
+    """Redraw from the finished run, computing nothing."""
+    into: Path = RUNS
+    """The folder below which stores and results are kept."""
+
+
 def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run the experiment in module `name` as its command line says, and exit with its status.
 
@@ -133,28 +149,18 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
         raise BadInput(f"preset: {preset!r} is not one of {', '.join(experiment.PRESETS)}")
     default = experiment.PRESETS[preset]
 
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        claims: bool = False
-        """Print what is expected, and why so wide, before anything runs; run nothing."""
-        fresh: bool = False
-        """Start over: what an earlier run of this preset left is replaced once this one is done."""
-        resume: bool = False
-        """Insist on going on with a stored run (it goes on by itself where there is one)."""
-        plot: bool = False
-        """Redraw from the finished run, computing nothing."""
-        into: Path = RUNS
-        """The folder below which stores and results are kept."""
-
     flat, flags = tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff
-    both: Any = tuple[flat[type(default)], flat[flags[Options]]]  # type: ignore[misc]
-    config, options = tyro.cli(
-        both,
-        default=(default, Options()),
+    groups: Any = dataclasses.make_dataclass(
+        "groups", [("experiment", flat[type(default)]), ("every_experiment", flat[flags[Options]])]
+    )
+    given = tyro.cli(
+        groups,
+        default=groups(default, Options()),
         args=argv,
         prog=f"python -m experiments {name} {preset}",
         description=f"{experiment.__doc__}\n\nPresets: {', '.join(experiment.PRESETS)}.",
     )
+    config, options = given.experiment, given.every_experiment
     if options.fresh and (options.resume or options.plot):
         raise BadInput("--fresh: replaces what --resume and --plot need; give one of them")
     return preset, config, options
