@@ -180,8 +180,8 @@ TOYS = {
     "markov_chains": Toy(
         "--length 8 --seeds 3 --steps 40 --every 20 --batch 4 --held-out 8",
         {
-            "two layers come within 5% of the Bayes": (1.0, 1.2),
-            "one layer does not": (1.0, 1.2),
+            "two layers close more than half": (-3.0, 0.5),
+            "one layer closes none": (-3.0, 0.5),
         },
     ),
     "collapse": Toy(

@@ -13,8 +13,7 @@ queries vanishes too, as the residual's square.
 Expect exponents to 1e-3 and the last decrement 2.99 times the one before. Mean and residual are
 followed apart, without cancellation, or float64 would end at 1e-16: `lab.theory.rank_collapse`.
 Sources: Dong, Cordonnier and Loukas 2021, arXiv 2103.03404 (a bound on the residual); Noci et al.
-2022, arXiv 2206.03126 (gradients of queries). Tolerances were set on seeds 100 and above.
-"""
+2022, arXiv 2206.03126 (gradients of queries). Tolerances were set on seeds 100 and above."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

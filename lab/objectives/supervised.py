@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int
 
 from lab.types import BadInput
@@ -48,6 +49,24 @@ def cross_entropy(
         return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes))
     _same_shape("target", target, "logits", logits)
     return jnp.mean(optax.losses.softmax_cross_entropy(logits, target))
+
+
+def kl_divergence(target: Float[Array, "*n c"], logits: Float[Array, "*n c"]) -> Float[Array, ""]:
+    """Kullback-Leibler divergence of softmax(logits) from the target, in nats, AVERAGED over n.
+
+        1/n sum_i sum_k target_ik (log target_ik - log softmax(logits_i)_k)
+
+    Targets are probabilities; one of zero adds nothing.
+
+    Raises:
+        BadInput: when the shapes differ.
+
+    >>> round(float(kl_divergence(jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2)))), 4)  # log(2)
+    0.6931
+    """
+    _same_shape("target", target, "logits", logits)
+    entropy = -jnp.mean(jnp.sum(xlogy(target, target), -1))
+    return cross_entropy(logits, target) - entropy
 
 
 def accuracy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, ""]:
