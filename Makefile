@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all paper benchmark clean
+.PHONY: demo test test-all paper benchmark gallery replicate clean
 
 demo: .venv/runs  ## the edge of stability, quick preset: progress, claims, figure
 	.venv/bin/python -m experiments.edge_of_stability quick
@@ -21,6 +21,12 @@ paper: .venv/runs  ## the edge of stability as committed (three minutes on two c
 
 benchmark: .venv/runs  ## the engine against jit(vmap(scan)), side by side
 	.venv/bin/python -m tests.benchmark_sweep
+
+gallery: .venv/runs  ## README's table of experiments, made anew from figures/
+	.venv/bin/python -m experiments gallery
+
+replicate: .venv/runs  ## every quick preset on seeds that no figure used
+	.venv/bin/python -m experiments replicate
 
 clean:
 	rm -rf .venv .jax_cache runs

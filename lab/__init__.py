@@ -8,11 +8,14 @@ floor 1   `lab.models`       networks as (init, apply): linear, MLP, convolution
           `lab.measures`     curvature and kernels under jit(vmap), attention, representations
           `lab.theory`       closed forms, each with its derivation or source
 floor 2   `lab.dynamics`     learning processes: descent by any optax optimiser, flows, bootstrap
+          `lab.tasks`        a network of one seed, and what it is to learn
           `lab.sweep`        the engine: many runs in parallel, measured, stored, resumed
 floor 3   `lab.claims`       statistics and verdicts
           `lab.plotting`     figures fit for a paper
           `lab.peers`        what people use instead of the engine, raced against it
+          `lab.report`       claims in tables and as json
 floor 4   `lab.experiment`   main(): command line, progress, claims table, figure, provenance
+          `lab.catalogue`    the experiments there are: listed, replicated, shown in README
 
 Read `lab/types.py`, then `lab/sweep/engine.py`, then one file of `experiments/`.
 """

@@ -3,27 +3,30 @@
 An experiment is a module with
 
     PRESETS   {"quick": Config(...), "paper": Config(...)}; Config is a frozen dataclass
-    run       run(config, store) -> xarray.Dataset; its sweeps are stored below the folder `store`
-    claims    claims(data) -> [Claim]
+    run       run(config, store) -> {name: Dataset}; its sweeps are stored below the folder `store`
+    expected  expected(config) -> {name: Expected}; the claims, which know no data
+    measured  measured(data) -> {name: (values, control's values)}, or why there are none
     figure    figure(data) -> Figure; computes nothing
     tables    optional: tables(data) -> dict, put into the json
     x64       optional: True where its claims need float64
+    DIVERGES  optional: {name of a Dataset: the claim by which its runs may diverge}
 
-and ends in `if __name__ == "__main__": main(__name__)`. Its docstring's first line is its claim.
+and ends in `if __name__ == "__main__": main(__name__)`. Its docstring's first line is its claim;
+the folder it is in is its subject.
 
 Exit status: 0 ran and no claim failed, 1 a claim failed, 2 bad input, 130 interrupted (resumable).
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
-import math
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +34,28 @@ from typing import Any, NoReturn
 
 import jax
 
+from lab.claims import judged
+from lab.report import finite, plain, print_claims, print_expected
 from lab.types import BadInput, Claim
 
 RUNS, FIGURES = Path("runs"), Path("figures")
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "xarray", "zarr")
-MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every experiment can be asked, beside its own fields."""
+
+    claims: bool = False
+    """Print what is expected, and why so wide, before anything runs; run nothing."""
+    fresh: bool = False
+    """Start over: what an earlier run of this preset left is replaced once this one is done."""
+    resume: bool = False
+    """Insist on going on with a stored run (it goes on by itself where there is one)."""
+    plot: bool = False
+    """Redraw from the finished run, computing nothing."""
+    into: Path = RUNS
+    """The folder below which stores and results are kept."""
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
@@ -57,46 +77,67 @@ def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
+def seeds(config: Any) -> range:
+    """Those a config asks for: `seeds` of them from `first_seed` on."""
+    return range(config.first_seed, config.first_seed + config.seeds)
+
+
 def _main(experiment: ModuleType, argv: list[str]) -> int:
     name = _stem(experiment)
     preset, config, options = _parsed(experiment, name, argv)
     jax.config.update("jax_enable_x64", getattr(experiment, "x64", False))
     _cache_compilations()
+    if options.claims:
+        print_expected(experiment.expected(config))
+        return 0
 
-    folder = RUNS / name / preset
+    folder = options.into / name / preset
+    _mend(folder)
     if options.plot:
-        data, seconds = _finished(folder, config)
+        data = _finished(folder, config)
     else:
         if options.resume and not folder.exists():
             raise BadInput(f"--resume: there is nothing in {folder}; leave it out to start")
-        try:
-            with _set_aside(folder, options.fresh), _timed(folder):
-                data = experiment.run(config, folder / "store")
-        except BadInput as error:
-            raise BadInput(f"{error} (--fresh)" if "store" in str(error) else str(error)) from error
-        _keep(data, config, folder)
-        seconds = _seconds(folder)
-    claims = experiment.claims(data)
+        data = _run(experiment, config, folder, options.fresh)
+    seconds = _seconds(folder)
+    claims = _claims(experiment, config, data)
     unmodified = preset == "paper" and config == experiment.PRESETS["paper"]
-    target = (FIGURES if unmodified else folder) / name
+    subject = _file(experiment).parent.name
+    target = FIGURES / subject / name if unmodified else folder / name
 
     from lab.plotting import saved
 
-    files = saved(experiment.figure(data), target)
+    files = saved(experiment.figure(_as_given(experiment, data)), target)
+    diverged = _diverged(experiment, data)
     report = {
         "experiment": name,
+        "subject": subject,
         "claim": _summary(experiment),
         "preset": preset,
         "config": dataclasses.asdict(config),
-        "claims": [_plain(claim) for claim in claims],
-        "diverged": int(data.diverged_at.notnull().sum()) if "diverged_at" in data else None,
-        **_provenance(data, seconds),
-        **({"tables": experiment.tables(data)} if hasattr(experiment, "tables") else {}),
+        "claims": [plain(claim) for claim in claims],
+        "diverged": diverged,
+        **_provenance(experiment, data, seconds),
     }
-    target.with_suffix(".json").write_text(json.dumps(_finite(report), indent=1) + "\n")
-    _print_claims(claims)
+    if hasattr(experiment, "tables"):
+        report["tables"] = experiment.tables(_as_given(experiment, data))
+    target.with_suffix(".json").write_text(json.dumps(finite(report), indent=1) + "\n")
+    print_claims(claims)
+    for name, found in diverged.items():
+        because = f", as expected: {found['expected']}" if found["expected"] else ""
+        print(f"{name}: {found['diverged']} of {found['runs']} runs diverged{because}")
     print(f"{seconds:.0f} s of computing", target.with_suffix(".json"), *files, sep="\n")
     return int(any(claim.verdict == "fail" for claim in claims))
+
+
+def _claims(experiment: ModuleType, config: Any, data: Any) -> list[Claim]:
+    if not hasattr(experiment, "expected"):
+        return experiment.claims(_as_given(experiment, data))
+    return judged(experiment.expected(config), experiment.measured(data))
+
+
+def _as_given(experiment: ModuleType, data: Any) -> Any:
+    return data if hasattr(experiment, "expected") else data["data"]
 
 
 def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, Any, Any]:
@@ -108,31 +149,29 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
         raise BadInput(f"preset: {preset!r} is not one of {', '.join(experiment.PRESETS)}")
     default = experiment.PRESETS[preset]
 
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        fresh: bool = False
-        """Start over: discard what an earlier run of this preset stored."""
-        resume: bool = False
-        """Insist on going on with a stored run (it goes on by itself where there is one)."""
-        plot: bool = False
-        """Redraw from the finished run, computing nothing."""
-
     flat, flags = tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff
-    both: Any = tuple[flat[type(default)], flat[flags[Options]]]  # type: ignore[misc]
-    config, options = tyro.cli(
-        both,
-        default=(default, Options()),
+    groups: Any = dataclasses.make_dataclass(
+        "groups", [("experiment", flat[type(default)]), ("every_experiment", flat[flags[Options]])]
+    )
+    given = tyro.cli(
+        groups,
+        default=groups(default, Options()),
         args=argv,
-        prog=f"python -m experiments.{name} {preset}",
+        prog=f"python -m experiments {name} {preset}",
         description=f"{experiment.__doc__}\n\nPresets: {', '.join(experiment.PRESETS)}.",
     )
+    config, options = given.experiment, given.every_experiment
     if options.fresh and (options.resume or options.plot):
-        raise BadInput("--fresh: discards what --resume and --plot need; give one of them")
+        raise BadInput("--fresh: replaces what --resume and --plot need; give one of them")
     return preset, config, options
 
 
+def _file(experiment: ModuleType) -> Path:
+    return Path(experiment.__file__ or "").absolute()
+
+
 def _stem(experiment: ModuleType) -> str:
-    return Path(experiment.__file__ or "").stem
+    return _file(experiment).stem
 
 
 def _summary(experiment: ModuleType) -> str:
@@ -146,22 +185,45 @@ def _cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-@contextmanager
-def _set_aside(folder: Path, fresh: bool) -> Iterator[None]:
-    """With `fresh`, start from an empty folder, but put the old one back on bad input."""
-    old = folder.with_name(folder.name + ".old")
-    if not (fresh and folder.exists()):
-        yield
-        return
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
+def _run(experiment: ModuleType, config: Any, folder: Path, fresh: bool) -> Any:
+    """The experiment's Datasets, kept in the folder.
+
+    A fresh run has a folder of its own until it is done: interrupted, it goes on there by the same
+    command, and what it replaces is whole.
+    """
+    digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
+    begun = folder.with_name(f"{folder.name}.fresh-{digest}") if fresh else folder
+    old, held = folder.with_name(f"{folder.name}.old"), begun.exists()
     try:
-        yield
-    except BadInput:
-        shutil.rmtree(folder, ignore_errors=True)
+        with _timed(begun):
+            data = _datasets(experiment.run(config, begun / "store"))
+    except BadInput as error:
+        if fresh and not held:
+            shutil.rmtree(begun, ignore_errors=True)
+        over = f" (or delete {begun})" if fresh else " (--fresh)"
+        raise BadInput(f"{error}{over}" if "store" in str(error) else str(error)) from error
+    _keep(data, config, begun)
+    if fresh:
+        if folder.exists():
+            folder.rename(old)
+        begun.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return data
+
+
+def _mend(folder: Path) -> None:
+    """What a kill left between the renamings of a fresh run that was done."""
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists() and not folder.exists():
         old.rename(folder)
-        raise
-    shutil.rmtree(old)
+
+
+def _datasets(given: Any) -> Any:
+    return (
+        dict(given)
+        if isinstance(given, Mapping) and "data_vars" not in dir(given)
+        else {"data": given}
+    )
 
 
 @contextmanager
@@ -182,17 +244,19 @@ def _seconds(folder: Path) -> float:
 
 
 def _keep(data: Any, config: Any, folder: Path) -> None:
-    """Keep the finished Dataset for `--plot`; its config file, written last, says it is whole."""
+    """Keep the finished Datasets for `--plot`; the config, written last, says they are whole."""
     (folder / "config.json").unlink(missing_ok=True)
-    # Words of a fixed length have no specification in zarr, those of any length have.
-    words = {name: c.astype(object) for name, c in data.coords.items() if c.dtype.kind == "U"}
-    kept = data.assign_coords(words)
-    kept.to_zarr(folder / "data.zarr", mode="w", consolidated=False)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    for name, one in data.items():
+        # Words of a fixed length have no specification in zarr, those of any length have.
+        words = {key: c.astype(object) for key, c in one.coords.items() if c.dtype.kind == "U"}
+        kept = one.assign_coords(words)
+        kept.to_zarr(folder / "data" / f"{name}.zarr", mode="w", consolidated=False)
+    kept_as = {"data": [*data], **json.loads(json.dumps({"config": dataclasses.asdict(config)}))}
+    (folder / "config.json").write_text(json.dumps(kept_as, indent=1) + "\n")
 
 
-def _finished(folder: Path, config: Any) -> tuple[Any, float]:
-    """The Dataset of a finished run of this very config, and the seconds it took."""
+def _finished(folder: Path, config: Any) -> dict[str, Any]:
+    """The Datasets of a finished run of this very config."""
     import xarray as xr
 
     file = folder / "config.json"
@@ -200,115 +264,59 @@ def _finished(folder: Path, config: Any) -> tuple[Any, float]:
         raise BadInput(f"--plot: no finished run in {folder}; leave --plot out to make one")
     held = json.loads(file.read_text())
     for field, asked in json.loads(json.dumps(dataclasses.asdict(config))).items():
-        if held.get(field) != asked:
-            raise BadInput(f"--plot: {folder} was run with {field} {held.get(field)}, not {asked}")
-    return xr.load_dataset(folder / "data.zarr", engine="zarr", consolidated=False), _seconds(
-        folder
-    )
+        before = held["config"].get(field)
+        if before != asked:
+            raise BadInput(f"--plot: {folder} was run with {field} {before}, not {asked}")
+    return {
+        name: xr.load_dataset(folder / "data" / f"{name}.zarr", engine="zarr", consolidated=False)
+        for name in held["data"]
+    }
 
 
-def _provenance(data: Any, seconds: float) -> dict[str, Any]:
+def _diverged(experiment: ModuleType, data: Mapping[str, Any]) -> dict[str, Any]:
+    """{Dataset: how many of its runs diverged, and by which claim they may}, where any did."""
+    claimed = getattr(experiment, "DIVERGES", {})
+    counted = {name: one.diverged_at for name, one in data.items() if "diverged_at" in one}
+    return {
+        name: {
+            "diverged": int(at.notnull().sum()),
+            "runs": int(at.size),
+            "expected": claimed.get(name),
+        }
+        for name, at in counted.items()
+        if at.notnull().any()
+    }
+
+
+def _provenance(experiment: ModuleType, data: Any, seconds: float) -> dict[str, Any]:
     """What it took: versions, commit, machine, layout, seconds."""
+    layouts = {n: json.loads(d.attrs["layout"]) for n, d in data.items() if "layout" in d.attrs}
+    ran, engine = _commit(_file(experiment)), _commit(Path(__file__))
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
         },
-        "commit": _commit(),
-        "device": data.attrs.get("devices"),
-        "layout": json.loads(data.attrs.get("layout", "null")),
+        "commit": ran,
+        **({} if engine == ran else {"commit of lab": engine}),
+        "device": next((d.attrs["devices"] for d in data.values() if "devices" in d.attrs), None),
+        "layout": layouts,
         "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
         "seconds": round(seconds, 1),
     }
 
 
-def _commit() -> str | None:
-    """The commit that ran, marked where the tree differed from it in more than its figures."""
+def _commit(file: Path) -> str | None:
+    """The commit of the code in a file, marked where its tree differs in more than its figures."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/figures")
+        git("ls-files", "--error-unmatch", file.name)  # a folder may be in a tree and not of it
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/figures")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def _plain(claim: Claim) -> dict[str, Any]:
-    inner = None if claim.control is None else _plain(claim.control)
-    return {**claim._asdict(), "control": inner}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they are written as words."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print_claims(claims: Sequence[Claim]) -> None:
-    """The claims as a table: predicted beside measured, control below."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(expand=False, pad_edge=False)
-    table.add_column("claim", overflow="fold", ratio=1)
-    for column in ("predicted", "measured [95% interval]", "tolerance", "verdict"):
-        table.add_column(column, no_wrap=True)
-    for claim in claims:
-        _add_row(table, claim, "")
-        if claim.control is not None:
-            _add_row(table, claim.control, "control: ")
-        table.add_section()
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(table)
-
-
-def _add_row(table: Any, claim: Claim, prefix: str) -> None:
-    low, high = claim.interval
-    table.add_row(
-        f"[dim]{prefix}[/]{claim.statement}",
-        "" if claim.predicted is None else f"{claim.predicted:.4g}",
-        f"{claim.measured:.4g} [{low:.4g}, {high:.4g}]".replace("[", r"\["),
-        _range(claim.tolerance),
-        MARKS.get(claim.verdict, f"[yellow]{claim.verdict}[/]"),
-    )
-
-
-def _range(tolerance: tuple[float, float]) -> str:
-    low, high = tolerance
-    if math.isinf(low):
-        return f"≤ {high:.4g}"
-    return f"≥ {low:.4g}" if math.isinf(high) else f"{low:.4g} to {high:.4g}"
-
-
-def listing(folder: Path) -> None:
-    """Print the experiments found in `folder`: claim, last verdicts, run time."""
-    import ast
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("experiment", "claim", "last verdicts", "seconds", pad_edge=False)
-    for file in sorted(folder.glob("[!_]*.py")):
-        summary = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[0]
-        reports = [FIGURES / f"{file.stem}.json", *RUNS.glob(f"{file.stem}/*/{file.stem}.json")]
-        held = max(
-            (f for f in reports if f.exists()), key=lambda f: f.stat().st_mtime, default=None
-        )
-        if held is None:
-            table.add_row(file.stem, summary, "never run", "")
-            continue
-        report = json.loads(held.read_text())
-        verdicts = [claim["verdict"] for claim in report["claims"]]
-        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-        table.add_row(
-            file.stem, summary, f"{counts} ({report['preset']})", f"{report['seconds']:.0f}"
-        )
-    Console().print(table)

@@ -1,4 +1,8 @@
-"""Figures fit for a paper: its width, its fonts' size, colour-blind safe colours, vector output."""
+"""Figures fit for a paper: its width, its fonts' size, vector output.
+
+Curves differ by colour and by dash or marker (`STYLES`), the mean over seeds has its 95% interval
+(`curve`, `points`), and a panel's key stands above it (`key`), where no data is.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +12,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,6 +23,38 @@ Venue = Literal["neurips", "icml"]
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours for categories, told apart by all readers (Okabe and Ito 2008)."""
+
+
+DPI = 250
+"""Of a preview: 1,375 pixels for the text width of a page."""
+
+STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": colour, "linestyle": dash, "marker": marker}
+    for colour, dash, marker in zip(
+        OKABE_ITO,
+        ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)), "-", (0, (6, 2))),
+        "osD^vPX",
+        strict=True,
+    )
+)
+"""Colour, dash and marker of a category: any of the three tells them apart."""
+
+
+@contextmanager
+def panels(columns: int = 1, *, rows: int = 1, **style: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the paper's style, and its panels: from left to right, row by row.
+
+    Args:
+        columns: of panels.
+        rows: of panels.
+        style: of `paper_style`.
+
+    >>> with panels(2) as (figure, (left, right)):
+    ...     _ = left.plot([0, 1], [0, 1])
+    """
+    with paper_style(rows=rows, columns=columns, **style):
+        figure, grid = plt.subplots(rows, columns, squeeze=False)
+        yield figure, grid.ravel()
 
 
 @contextmanager
@@ -57,7 +94,6 @@ def paper_style(
         "axes.linewidth": 0.6,
         "lines.linewidth": 1.0,
         "legend.frameon": False,
-        "savefig.dpi": 250,
     }
     with mpl.rc_context(settings):
         yield
@@ -70,6 +106,59 @@ def shades(count: int) -> list[tuple[float, ...]]:
     3
     """
     return [tuple(colour) for colour in plt.get_cmap("viridis")(np.linspace(0.0, 0.9, count))]
+
+
+def curve(axes: Axes, values: xr.DataArray, *, log: bool = False, **style: Any) -> None:
+    """The mean over "seed" with its 95% interval as a band, against the one other dimension.
+
+    Args:
+        axes: where.
+        values: with dims "seed" and one more, whose coordinate is the abscissa.
+        log: average the logarithm (geometric mean), for a logarithmic axis.
+        style: of the line: one of `STYLES`, a label. Markers are few and far between.
+    """
+    x, mean, low, high = _over_seeds(values, log)
+    if "marker" in style:
+        style = {"markersize": 3, "markevery": max(1, len(x) // 6), **style}
+    (line,) = axes.plot(x, mean, **style)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.3, linewidth=0)
+
+
+def points(axes: Axes, values: xr.DataArray, *, log: bool = False, **style: Any) -> None:
+    """As `curve`, each point with an error bar, and no line unless a linestyle is given."""
+    x, mean, low, high = _over_seeds(values, log)
+    style = {"linestyle": "none", "marker": "o", "markersize": 3, "capsize": 2, **style}
+    axes.errorbar(x, mean, (mean - low, high - mean), **style)
+
+
+def _over_seeds(values: xr.DataArray, log: bool) -> tuple[np.ndarray, ...]:
+    """Abscissa, mean, low and high."""
+    (x,) = (dim for dim in values.dims if dim != "seed")
+    array = values.transpose("seed", x).values.astype(float)
+    curves = band(np.log(array)) if log else band(array)
+    return values[x].values, *(map(np.exp, curves) if log else curves)
+
+
+def key(axes: Axes, *, columns: int = 2, title: str | None = None, **settings: Any) -> None:
+    """The panel's key, above it, where no data is.
+
+    Args:
+        axes: whose labelled artists are named.
+        columns: of names.
+        title: a line above them.
+        settings: of matplotlib's legend.
+    """
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        title=title,
+        alignment="left",
+        borderaxespad=0.2,
+        columnspacing=1.0,
+        handlelength=2.2,
+        **settings,
+    )
 
 
 def band_plot(
@@ -108,6 +197,6 @@ def saved(figure: Figure, path: Path, formats: Sequence[str] = ("pdf", "png")) -
     files = [path.with_suffix(f".{name}") for name in formats]
     for file in files:
         undated = {"CreationDate": None} if file.suffix == ".pdf" else {"Software": None}
-        figure.savefig(file, metadata=undated)
+        figure.savefig(file, metadata=undated, dpi=DPI)
     plt.close(figure)
     return files

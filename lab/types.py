@@ -21,6 +21,10 @@ Record: TypeAlias = Mapping[str, Array]
 
 Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
+Kind: TypeAlias = Literal["closed form", "published value", "direction", "goal"]
+"""What a claim is held against: a value that theory gives without a free parameter, one that a
+paper measured, an effect of a stated size and sign, or what was set out to be reached."""
+
 
 class Model(NamedTuple):
     """A network as a pair of pure functions.
@@ -59,34 +63,42 @@ class Claim(NamedTuple):
     """One sentence about how networks learn, and what a measurement says of it.
 
     Attributes:
+        name: of the claim in its experiment.
         statement: the sentence.
-        source: paper with figure or equation number, or the closed form it comes from.
+        kind: what it is held against.
+        source: the paper, or the closed form it comes from.
         predicted: the value that theory gives (in the units of `measured`), or None where it
             gives a direction only and the tolerance says which.
         estimator: how one seed's value was measured, in words.
-        measured: the mean over seeds.
-        interval: 95% confidence interval (low, high) over seeds.
+        vary: what a seed varies (initialisation, batches, the draw of the data).
+        measured: the mean over seeds; of logarithms, where they are averaged.
+        interval: confidence interval (low, high) over seeds.
+        level: of the interval.
         tolerance: (low, high), set before looking; either end may be infinite.
         why: the reason for the width of the tolerance.
         verdict: `pass` when the whole interval lies inside the tolerance, `fail` when it lies
             outside, `inconclusive` otherwise.
+        reason: of a verdict that the numbers alone do not explain, else "".
         values: one measured value per seed; NaN marks a seed that could not be measured.
-        seeds: what a seed varies (initialisation, batches, the draw of the data).
         control: the same estimator where the effect must be absent; its verdict is `pass` when
-            it is absent.
+            it is absent. None of a control itself.
     """
 
+    name: str
     statement: str
+    kind: Kind
     source: str
     predicted: float | None
     estimator: str
+    vary: str
     measured: float
     interval: tuple[float, float]
+    level: float
     tolerance: tuple[float, float]
     why: str
     verdict: Verdict
+    reason: str
     values: tuple[float, ...]
-    seeds: str
     control: "Claim | None" = None
 
 

@@ -3,6 +3,7 @@
 That each real experiment keeps them is in test_toys.py.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 import matplotlib.pyplot as plt
 import pytest
 
-from lab.experiment import listing, main
+from lab.experiment import main
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = '''"""Half of what there is decays in a step.
@@ -24,7 +25,7 @@ Sources: none."""
 from dataclasses import dataclass
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from lab.claims import claim
+from lab.claims import Band, Control, Expected
 from lab.sweep import sweep
 from lab.types import Dynamics
 
@@ -46,22 +47,25 @@ def run(config, store):
     def process(rate, seed):
         return Dynamics(lambda: 1.0 + seed, lambda x, t: x * (1 - rate), lambda x, t: {"x": x})
     axes = {"rate": config.rates, "seed": range(config.seeds)}
-    return sweep(process, axes, steps=config.steps, every=config.every, store=store)
+    done = sweep(process, axes, steps=config.steps, every=config.every, store=store)
+    return {"decay": done}
 
-def claims(data):
-    def left(statement, at, share, **words):
-        words |= {"predicted": share, "tolerance": (share - 0.05, share + 0.05), "why": "float32"}
-        words |= {"source": "arithmetic", "estimator": "ratio of two records", "seeds": "starts"}
-        x = data.x.isel(rate=0)
-        return claim(statement, (x[:, at] / x[:, 0]).values, **words)
-    whole = left("at the start there is all", 0, 1.0)
-    return [left("two steps leave a quarter", 1, 0.25, control=whole)]
+def expected(config):
+    part = Band(0.2, 0.3, "float32", 0.25)
+    control = Control("at the start there is all", Band(0.95, 1.05, "float32", 1.0))
+    return {"left": Expected("two steps leave a quarter", part, control, "closed form",
+                             "arithmetic", "ratio of two records", "starts", grid=1e-6)}
+
+def measured(data):
+    x = data["decay"].x.isel(rate=0)
+    return {"left": (x[:, 1] / x[:, 0], x[:, 0] / x[:, 0])}
 
 def figure(data):
     result, axes = plt.subplots()
-    axes.plot(data.step, data.x[0].T)
+    axes.plot(data["decay"].step, data["decay"].x[0].T)
     return result
 '''
+KINDS = ("pdf", "png", "json")
 BAD = {
     "papre": "preset: 'papre' is not one of quick, paper",
     "paper --plot": "--plot: no finished run",
@@ -90,8 +94,9 @@ def files() -> dict[str, int]:
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     """The experiment as a module, in a folder of its own, with nothing run."""
-    (tmp_path / "decay.py").write_text(EXPERIMENT)
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "physics").mkdir()
+    (tmp_path / "physics" / "decay.py").write_text(EXPERIMENT)
+    monkeypatch.syspath_prepend(tmp_path / "physics")
     monkeypatch.chdir(tmp_path)
     yield importlib.import_module("decay")
     sys.modules.pop("decay")
@@ -135,8 +140,8 @@ def test_only_the_unmodified_paper_preset_writes_figures(command):
     command("paper --seeds 2")
     assert not Path("figures").exists() and report("runs/decay/paper")["preset"] == "paper"
     done = command("paper --fresh")
-    assert done.out.splitlines()[-1] == "figures/decay.png"
-    assert {f.suffix for f in Path("figures").iterdir()} == {".pdf", ".png", ".json"}
+    assert done.out.splitlines()[-1] == "figures/physics/decay.png"
+    assert {f.name for f in Path("figures").rglob("*.*")} == {f"decay.{s}" for s in KINDS}
 
 
 @pytest.mark.parametrize("preset", ["quick", "paper"])
@@ -193,13 +198,93 @@ def test_a_claim_that_fails_exits_1(command):
     assert report("runs/decay/quick")["claims"][0]["verdict"] == "fail"
 
 
-def test_an_interrupt_exits_130_and_says_that_the_command_goes_on(command, experiment, monkeypatch):
-    def interrupted(*_):
+def test_an_interrupt_exits_130_and_the_same_command_goes_on(command, experiment, monkeypatch):
+    command()
+    finished, run = files(), experiment.run
+
+    def interrupted(config, store):
+        run(config, store)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", interrupted)
-    done = command()
-    assert done.status == 130 and done.err == "interrupted; the same command goes on from here\n"
+    for _ in range(2):  # a second interrupt loses no more than the first
+        monkeypatch.setattr(experiment, "run", interrupted)
+        done = command("--fresh")
+        assert done.status == 130
+        assert done.err == "interrupted; the same command goes on from here\n"
+        assert {file: files()[file] for file in finished} == finished
+        assert command("--plot").status == 0  # what is replaced is whole until the end
+        finished = {file: time for file, time in files().items() if file in finished}
+    (begun,) = Path("runs/decay").glob("quick.fresh-*")
+    states = {f.name: f.stat().st_mtime_ns for f in begun.rglob("*.npz") if "states" in f.parts}
+    monkeypatch.setattr(experiment, "run", run)
+    assert command("--fresh").status == 0 and not begun.exists()
+    after = Path("runs/decay/quick").rglob("*.npz")
+    assert states == {f.name: f.stat().st_mtime_ns for f in after if "states" in f.parts}
+    assert [f.name for f in Path("runs/decay").iterdir()] == ["quick"]
+
+
+def test_a_kill_while_a_fresh_run_is_put_in_its_place_loses_nothing(command):
+    command()
+    Path("runs/decay/quick").rename("runs/decay/quick.old")  # where the kill was
+    assert command("--plot").status == 0
+    assert [f.name for f in Path("runs/decay").iterdir()] == ["quick"]
+
+
+def test_bad_input_to_a_fresh_run_leaves_no_trace(command):
+    command()
+    assert command("--fresh --steps -5").status == 2
+    assert [f.name for f in Path("runs/decay").iterdir()] == ["quick"]
+
+
+def test_claims_are_printed_before_anything_runs(command, experiment, monkeypatch):
+    monkeypatch.setattr(experiment, "run", lambda *_: pytest.fail("ran"))
+    done = command("--claims")
+    assert done.status == 0 and files() == {}
+    for words in ("two steps leave a quarter", "at the start there is all", "float32", "0.25"):
+        assert words in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_divergence_is_counted_over_all_datasets_and_said_apart_where_expected(
+    command, experiment, monkeypatch
+):
+    run = experiment.run
+
+    def with_another(config, store):
+        data = run(config, store)
+        blown = run(dataclasses.replace(config, rates=(1e30,)), store / "blown")
+        return {"blown": blown["decay"], **data}
+
+    monkeypatch.setattr(experiment, "run", with_another)
+    assert "blown: 3 of 3 runs diverged\n" in command("--fresh").out
+    assert report("runs/decay/quick")["diverged"] == {
+        "blown": {"diverged": 3, "runs": 3, "expected": None}
+    }
+    monkeypatch.setattr(experiment, "DIVERGES", {"blown": "beyond 2 it grows"}, raising=False)
+    done = command("--plot")
+    assert "blown: 3 of 3 runs diverged, as expected: beyond 2 it grows\n" in done.out
+
+
+def test_tables_fit_80_columns(command):
+    assert max(map(len, command().out.splitlines())) <= 80
+
+
+def test_the_commit_is_that_of_the_code_and_not_of_the_folder(command, tmp_path):
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y"]
+
+    def given(*words: str) -> str:
+        done = subprocess.run([*git, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    given("init", "-q")
+    given("commit", "-q", "--allow-empty", "-m", "elsewhere")
+    command()  # in this folder, whose repository does not hold the code
+    left = report("runs/decay/quick")
+    assert left["commit"] is None and left["commit of lab"] != given("rev-parse", "HEAD")[:12]
+    given("add", "physics")
+    given("commit", "-q", "-m", "code")
+    command("--plot")
+    assert report("runs/decay/quick")["commit"] == given("rev-parse", "--short=12", "HEAD")
 
 
 def test_an_experiment_that_needs_float64_has_it(command, experiment, monkeypatch):
@@ -220,31 +305,15 @@ def test_help_explains_each_field(command):
 
 
 @pytest.mark.xdist_group("processes")
-def test_help_of_a_real_experiment_explains_each_field():
+def test_an_experiment_is_run_by_its_stem():
     """A process as a user starts it."""
     text = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "experiments.edge_of_stability", "--help"],
+        [sys.executable, "-W", "error", "-m", "experiments", "momentum_edge", "--help"],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    for words in ("Learning rates", "Gradient steps", "--fresh", "--plot", "--resume", "paper"):
+    for words in ("How many initialisations", "--fresh", "--plot", "--claims", "paper"):
         assert words in text
-
-
-@pytest.mark.xdist_group("processes")
-def test_the_listing_names_each_experiment_and_its_last_verdicts():
-    listed = subprocess.run(
-        [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for file in (ROOT / "experiments").glob("[!_]*.py"):
-        assert file.stem in listed.stdout
-    assert "pass" in listed.stdout
-
-
-def test_what_never_ran_is_listed_as_such(experiment, capsys, tmp_path):
-    listing(tmp_path)
-    shown = capsys.readouterr().out
-    assert "decay" in shown and "never run" in shown

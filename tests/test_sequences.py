@@ -184,3 +184,11 @@ def test_chains_that_cannot_be_drawn_are_refused(name):
     sizes = {"sequences": 2, "length": 9, "states": 3, name: 0}
     with pytest.raises(BadInput, match=f"{name}: 0"):
         markov_chains(jax.random.key(0), **sizes)
+
+
+def test_what_follows_a_token_is_its_row_of_the_chain():
+    drawn = markov_chains(jax.random.key(5), sequences=3, length=7, states=4)
+    for n in range(3):
+        for t in range(7):
+            row = drawn.transitions[n, drawn.tokens[n, t]]
+            assert (drawn.following[n, t] == row).all()

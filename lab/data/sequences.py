@@ -157,6 +157,11 @@ class Chains(NamedTuple):
     tokens: Int[Array, "n length"]
     transitions: Float[Array, "n states states"]
 
+    @property
+    def following(self) -> Float[Array, "n length states"]:
+        """The chain's own probabilities of what follows each token."""
+        return jnp.take_along_axis(self.transitions, self.tokens[..., None], 1)
+
 
 def markov_chains(key: Key[Array, ""], *, sequences: int, length: int, states: int) -> Chains:
     """Sequences of Markov chains drawn anew: rows of transitions uniform on the simplex.

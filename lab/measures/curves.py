@@ -1,8 +1,9 @@
-"""Where recorded curves pass a level, and up to where on a grid something holds."""
+"""Recorded curves: where they pass a level, up to where something holds, what they settle at."""
 
 import math
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Bool, Float
 
 
@@ -36,3 +37,18 @@ def border(x: Float[np.ndarray, " m"], holds: Bool[np.ndarray, "*n m"]) -> Float
     ends = np.concatenate([[0.0], x, [math.nan]])
     count = np.logical_and.accumulate(holds, axis=-1).sum(-1)
     return (ends[count] + ends[count + 1]) / 2
+
+
+def late(values: xr.DataArray, share: float = 0.5) -> xr.DataArray:
+    """Mean over the records of the last `share` of the run, its first step included.
+
+    Args:
+        values: with one dimension of steps: "step" or "step_rare".
+        share: of the run.
+
+    >>> curve = xr.DataArray([9.0, 1.0, 3.0], {"step": [0, 10, 20]}, "step")
+    >>> float(late(curve))
+    2.0
+    """
+    (time,) = (str(dim) for dim in values.dims if "step" in str(dim))
+    return values.sel({time: slice((1 - share) * float(values[time][-1]), None)}).mean(time)

@@ -13,7 +13,7 @@ from lab.objectives.selfsupervised import (
     uniformity,
     vicreg,
 )
-from lab.objectives.supervised import accuracy, cross_entropy, mse
+from lab.objectives.supervised import accuracy, cross_entropy, kl_divergence, mse
 
 __all__ = [
     "VICReg",
@@ -23,6 +23,7 @@ __all__ = [
     "cross_correlation",
     "cross_entropy",
     "info_nce",
+    "kl_divergence",
     "masked_prediction",
     "mse",
     "negative_cosine",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int
 
 from lab.types import BadInput
@@ -70,6 +71,24 @@ def _chosen_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tu
     logits, classes = primals
     here = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
     return _chosen(logits, classes), jnp.sum(jnp.where(here, tangents[0], 0.0), -1)
+
+
+def kl_divergence(target: Float[Array, "*n c"], logits: Float[Array, "*n c"]) -> Float[Array, ""]:
+    """Kullback-Leibler divergence of softmax(logits) from the target, in nats, AVERAGED over n.
+
+        1/n sum_i sum_k target_ik (log target_ik - log softmax(logits_i)_k)
+
+    Targets are probabilities; one of zero adds nothing.
+
+    Raises:
+        BadInput: when the shapes differ.
+
+    >>> round(float(kl_divergence(jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2)))), 4)  # log(2)
+    0.6931
+    """
+    _same_shape("target", target, "logits", logits)
+    entropy = -jnp.mean(jnp.sum(xlogy(target, target), -1))
+    return cross_entropy(logits, target) - entropy
 
 
 def accuracy(logits: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, ""]:

@@ -82,7 +82,8 @@ def sweep(
             makes one (a broken pool is then replaced). Its workers must see `store` and be like
             this process in machine and versions; the bits are the same.
         keep: "final" keeps final states in the store (see `final_states`); more steps need them.
-        progress: show progress on standard error; None shows it on a terminal.
+        progress: show progress on standard error; None is a live line on a terminal, and
+            a line a minute elsewhere.
 
     Returns:
         Dataset with dims (*axes, *static, "step" or "step_rare", *a record's own) and, for each
