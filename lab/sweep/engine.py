@@ -29,7 +29,7 @@ from lab.sweep.dataset import dataset
 from lab.sweep.fit import tried
 from lab.sweep.layout import SURE, Layout, backend, chosen, machine, requested
 from lab.sweep.parts import Part, Placed, labelled, same_records
-from lab.sweep.precision import exact_products, matmul_precision
+from lab.sweep.precision import matmul_precision
 from lab.sweep.progress import progress_line
 from lab.sweep.run import run_by, run_here
 from lab.sweep.store import Store, agreed, folder, locked, opened
@@ -38,7 +38,6 @@ from lab.sweep.trace import RESERVED, Process
 from lab.types import BadInput, Dynamics
 
 
-@exact_products
 def sweep(
     dynamics: Callable[..., Dynamics],
     axes: Mapping[Any, Any],
@@ -150,7 +149,7 @@ def sweep(
         ]
         stores = _agreed(placed, asked)
         books = [
-            _book(one, held, asked, measure, executor is not None)
+            laid_out(one, held, asked, measure, executor is not None)
             for one, held in zip(placed, stores, strict=True)
         ]
         line = progress_line(
@@ -242,7 +241,7 @@ def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
         )
 
 
-def _book(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
+def laid_out(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
     """Where the records of one static point go, under its layout."""
     part, process, path, identity = one
     names, points, cadence = part.names, part.points, part.cadence

@@ -65,7 +65,7 @@ def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: 
     try:
         for part, book in zip(parts, books, strict=True):
             if left := unfinished(book, advance):
-                segments = {d: _compiling(part, book, d, keep, compilers) for d in {*placed}}
+                segments = {d: compiling(part, book, d, keep, compilers) for d in {*placed}}
                 waiting.extend((segments, dispatch, real) for dispatch, real in left.items())
                 del segments
         with ThreadPoolExecutor(len(placed), thread_name_prefix="device") as workers:
@@ -121,7 +121,7 @@ def _worker(part: Part, path: Path, keep: bool, lease: Path) -> Callable[[int], 
     process = part.process()
     store = joined(path, part.identity(process))
     book = Book(process, part.cadence, store.layout, [], {}, store, lease)
-    segments = _compiling(part, book, devices(1)[0], keep, None)
+    segments = compiling(part, book, devices(1)[0], keep, None)
 
     def run(dispatch: int) -> None:
         for _ in segments(dispatch):
@@ -130,7 +130,7 @@ def _worker(part: Part, path: Path, keep: bool, lease: Path) -> Callable[[int], 
     return run
 
 
-def _compiling(
+def compiling(
     part: Part, book: Book, device: jax.Device, keep: bool, pool: Executor | None
 ) -> Segments:
     """`Segments` on a device, whose programs compile in the pool from now on.
