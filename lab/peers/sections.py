@@ -99,8 +99,10 @@ def torch(wait: Callable[[], Any], **settings: Any) -> Iterator[Row]:
 
 def edge(wait: Callable[[], Any], folder: str, flags: list[str]) -> Iterator[Row]:
     """The edge of stability's quick preset, by its command."""
-    command = [sys.executable, "-m", "experiments", "edge_of_stability", "quick"]
-    subprocess.run([*command, "--runs", folder, *flags], stdout=subprocess.DEVNULL)
+    (file,) = Path("experiments").rglob("edge_of_stability.py")
+    module = ".".join(file.with_suffix("").parts)
+    command = [sys.executable, "-m", module, "quick", "--runs", folder, *flags]
+    subprocess.run(command, stdout=subprocess.DEVNULL)
     (report,) = Path(folder).glob("edge_of_stability/quick/edge_of_stability.json")
     for claim in json.loads(report.read_text())["claims"]:
         yield {
