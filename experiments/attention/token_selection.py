@@ -11,11 +11,9 @@ everybody writes it, s (γ - s · γ), cancels: normalised descent then follows 
     python -m experiments token_selection          # quick: half a minute on two cores
     python -m experiments token_selection paper    # two minutes; writes figures/
 
-Expect a cosine to the separator above 0.999, short of 1 by the steps' power -2 (an angle of 1 over
-the query's length); with the naive gradient a cosine that rises, then falls to 0.4.
-
-Source: Tarzanagh, Li, Zhang and Oymak 2023, arXiv 2306.13596 (global and local convergence in
-direction). Tolerances were set on seeds from 100 on, which no preset uses."""
+Expect a cosine to the separator above 0.999, short of 1 by the steps' power -2; with the naive
+gradient one that rises, then falls to 0.4. Source: Tarzanagh, Li, Zhang and Oymak 2023, arXiv
+2306.13596. Tolerances were set on seeds from 100 on, which no preset uses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,8 +38,7 @@ from lab.types import Dynamics
 
 x64 = True
 SOURCE = "Tarzanagh et al. 2023, arXiv 2306.13596: "
-CASES = ("equal", "unequal", "flipped")
-GRADIENTS = ("exact", "naive")
+CASES, GRADIENTS = ("equal", "unequal", "flipped"), ("exact", "naive")
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     """The sweep, and the cosines of its queries with the directions that theory knows."""
     how: Any = {"dims": {"direction": ("d",), "attention": ("sequence", "token")}, "store": store}
     how |= {"static": {"case": CASES, "gradient": GRADIENTS}}
-    axes, process = {"seed": seeds(config)}, partial(selecting, config=config)
-    data = sweep(process, axes, steps=config.steps, every=config.every, **how)
+    how |= {"steps": config.steps, "every": config.every}
+    data = sweep(partial(selecting, config=config), {"seed": seeds(config)}, **how)
     known = xr.concat([directions(data, case, config) for case in CASES], "case")
     return {"queries": data.drop_vars(["direction", "attention"]).assign(known)}
 
@@ -110,7 +107,8 @@ def directions(data: xr.Dataset, case: str, config: Config) -> xr.Dataset:
 
     def along(tokens: np.ndarray) -> xr.DataArray:
         found = [separator(k, t) for k, t in zip(keys, tokens, strict=True)]
-        return cosine(at.direction, xr.DataArray(np.stack(found), dims=("seed", "d")))
+        a, b = at.direction, xr.DataArray(np.stack(found), dims=("seed", "d"))
+        return (a * b).sum("d") / np.sqrt((a**2).sum("d") * (b**2).sum("d"))
 
     place = xr.DataArray(relevant, dims=("seed", "sequence"))
     last = at.attention.isel(step=-1).sel(gradient="exact").transpose("seed", "sequence", "token")
@@ -123,11 +121,6 @@ def directions(data: xr.Dataset, case: str, config: Config) -> xr.Dataset:
             "on_relevant": at.attention.isel(token=place).mean("sequence"),
         }
     )
-
-
-def cosine(a: xr.DataArray, b: xr.DataArray) -> xr.DataArray:
-    """Cosine of the angle between vectors along `d`."""
-    return (a * b).sum("d") / np.sqrt((a**2).sum("d") * (b**2).sum("d"))
 
 
 def expected(config: Config) -> dict[str, Expected]:
@@ -193,8 +186,8 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
                 curve(axes, values, log=axes is not grid[0], label=name, **style)
             axes.set(xscale="log", xlabel="step", ylabel=label)
         at = (1 - equal.relevant.sel(gradient="exact")).mean("seed")[len(equal.step) // 10 :]
-        theory = at[0] * (at.step / at.step[0]) ** -2.0
-        grid[1].plot(at.step, theory, color="0.3", linewidth=0.8, label="slope -2")
+        power = at[0] * (at.step / at.step[0]) ** -2.0
+        grid[1].plot(at.step, power, color="0.3", linewidth=0.8, label="slope -2")
         for axes, scale in zip(grid, ("linear", "log", "log"), strict=True):
             axes.set_yscale(scale)
             key(axes, columns=1)
