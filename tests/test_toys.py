@@ -141,6 +141,7 @@ TOYS = {
         {
             "one layer does not": (3.3, 3.7),
             "two layers foretell": (3.3, 3.6),
+            "of no more tokens than the period: it": (0.0, 0.3),
         },
     ),
     "masked_prediction": Toy(
