@@ -157,6 +157,7 @@ def key(axes: Axes, *, columns: int = 2, title: str | None = None, **settings: A
         borderaxespad=0.2,
         columnspacing=1.0,
         handlelength=2.2,
+        title_fontsize=plt.rcParams["legend.fontsize"],
         **settings,
     )
 

@@ -119,15 +119,17 @@ TOYS = {
             "labels of another task in the context: no step": (0.9, 1.1),
         },
     ),
-    "layer_norm_placement": Toy(
-        (
-            "--depth 16 --width 8 --count 2 --draws 3 --seeds 3 --layers 1 2 --train-width 8 "
-            "--lrs 0.001 0.1 10 --warmup 20 --steps 40 --every 20 --batch 8 --examples 20"
-        ),
+    "norm_at_init": Toy(
+        "--depth 16 --width 8 --count 2 --seeds 3",
         {
             "without norm it grows as the root of 3": (0.35, 0.65),
             "with pre-norm it does not grow": (-0.1, 0.1),
         },
+    ),
+    "norm_rates": Toy(
+        "--seeds 3 --layers 1 2 --width 8 --lrs 0.003 0.03 10 --warmup 20 --steps 60 --every 20 "
+        "--batch 10 --examples 10",
+        {"2 blocks: warm-up raises": (-6.0, 6.0), "1 block: it does not": (-6.0, 6.0)},
     ),
     "trainable_depth": Toy(
         "--layers 1 2 3 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20",
@@ -388,9 +390,9 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("label_efficiency --labels 400", "labels: (400,); give 1 to 300 a class"),
         ("label_efficiency --tested 15", "tested: 15; give a multiple of 10"),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
-        ("layer_norm_placement --depth 9", "depth: 9; give 16 blocks or more"),
+        ("norm_at_init --depth 9", "depth: 9; give 16 blocks or more"),
         (
-            "layer_norm_placement --lrs 0.1 0.01 1",
+            "norm_rates --lrs 0.1 0.01 1",
             "lrs: (0.1, 0.01, 1.0); give three or more, ascending",
         ),
         ("trainable_depth --layers 1 3", "layers: (1, 3); give 1, 2, 3, and on without a gap"),
