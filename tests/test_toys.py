@@ -61,6 +61,13 @@ TOYS = {
             "at 0.02 of that rate": (0, 0.2),
         },
     ),
+    "momentum_batches": Toy(
+        "--batches 2 8 --seeds 3 --steps 40 --every 10 --warmup 20 --draws 4 --hidden 4",
+        {
+            "batches of 2, b = 0.9: batch sharpness has come to rest": (0.3, 3.0),
+            "at 0.02 of these rates it is not": (-0.5, 2.0),
+        },
+    ),
     "linear_networks": Toy(
         "--seeds 3 --steps 2000 --every 20 --scales 0.3 0.4 --small 0.1 --momenta 0 0.9",
         {
@@ -370,6 +377,10 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         (
             "markov_chains --states 1",
             "states: 1; give 2 or more, or there is nothing to foretell",
+        ),
+        (
+            "momentum_batches --batches 8 2",
+            "batches: (8, 2); give two or more of [2, 8, 32, 128, 512], ascending",
         ),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
