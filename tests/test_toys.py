@@ -76,14 +76,18 @@ TOYS = {
             "depth 2: the weakest mode is learned long": (2.0, 5.0),
         },
     ),
-    "sgd_noise": Toy(
-        (
-            "--seeds 3 --runs 4 --steps 40 --every 20 --batches 1 --fractions 0.5 --beyond 0.5 "
-            "1.5 --sizes 1 2"
-        ),
+    "sgd_recursion": Toy(
+        "--inputs 8 --seeds 3 --runs 4 --steps 16",
         {
-            "1.5 of the critical rate: the mean grows": (0.97, 1.03),
-            "not by the radius": (1.05, 1.4),
+            "1.5 of the critical rate: the mean grows": (0.7, 1.4),
+            "batch 16: not that without fourth moments": (1.1, 2.0),
+        },
+    ),
+    "batch_doubling": Toy(
+        "--sizes 32 64 --seeds 3 --runs 4 --steps 30",
+        {
+            "at every batch size the steps are": (0.95, 1.05),
+            "not those of the recursion without": (1.1, 1.7),
         },
     ),
     "central_flow": Toy(
@@ -382,6 +386,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "momentum_batches --batches 8 2",
             "batches: (8, 2); give two or more of [2, 8, 32, 128, 512], ascending",
         ),
+        ("sgd_recursion --steps 4", "steps: 4; give 8 or more"),
+        ("batch_doubling --sizes 2 3", "sizes: (2, 3); give two or more, each twice the last"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
