@@ -7,12 +7,13 @@ quadratic with curvatures drawn anew at every step gives 2 (1 - b) / lr + 2b / (
 curvature of the mean loss along the same gradients. A level of 1 / lr has exponent -1 in lr.
 
     python -m experiments momentum_batches          # quick: 100 s on two cores
-    python -m experiments momentum_batches paper    # 6 minutes; writes figures/
+    python -m experiments momentum_batches paper    # 7 minutes; writes figures/
 
-Expect the whole set at its edge, theory right to a third in between, and no plateau on batches of
-2: over a factor of 4 in rate the level of lr x batch sharpness more than doubles, with momentum and
-without. More than 200
-lines because there are two sweeps and three kinds of prediction.
+Expect theory right to a third from batches of 8 on, and the whole set at its edge. On batches of 2
+there is no level of 1 / lr: the exponent fails (about -0.5; a factor of 4 in rate doubles lr x
+batch sharpness, with momentum and without), the level fails (0.59 of predicted over these rates),
+and whether it has come to rest is inconclusive (0.95 a quarter, interval 0.84 to 1.07). More than
+200 lines because there are two sweeps and three kinds of prediction.
 
 Sources: Andreyev et al. 2026, arXiv 2604.14108 (dampening none), and Andreyev and Beneventano 2024,
 arXiv 2412.20553 (2 / lr at b = 0). Rates were chosen on seeds 100 to 103, which no preset uses:
