@@ -61,6 +61,13 @@ TOYS = {
             "at 0.02 of that rate": (0, 0.2),
         },
     ),
+    "momentum_batches": Toy(
+        "--batches 2 8 --seeds 3 --steps 40 --every 10 --warmup 20 --draws 4 --hidden 4",
+        {
+            "batches of 2, b = 0.9: batch sharpness has come to rest": (0.3, 3.0),
+            "at 0.02 of these rates it is not": (-0.5, 2.0),
+        },
+    ),
     "linear_networks": Toy(
         "--seeds 3 --steps 2000 --every 20 --scales 0.3 0.4 --small 0.1 --momenta 0 0.9",
         {
@@ -69,14 +76,18 @@ TOYS = {
             "depth 2: the weakest mode is learned long": (2.0, 5.0),
         },
     ),
-    "sgd_noise": Toy(
-        (
-            "--seeds 3 --runs 4 --steps 40 --every 20 --batches 1 --fractions 0.5 --beyond 0.5 "
-            "1.5 --sizes 1 2"
-        ),
+    "sgd_recursion": Toy(
+        "--inputs 8 --seeds 3 --runs 4 --steps 16",
         {
-            "1.5 of the critical rate: the mean grows": (0.97, 1.03),
-            "not by the radius": (1.05, 1.4),
+            "1.5 of the critical rate: the mean grows": (0.7, 1.4),
+            "batch 16: not that without fourth moments": (1.1, 2.0),
+        },
+    ),
+    "batch_doubling": Toy(
+        "--sizes 32 64 --seeds 3 --runs 4 --steps 30",
+        {
+            "at every batch size the steps are": (0.95, 1.05),
+            "not those of the recursion without": (1.1, 1.7),
         },
     ),
     "central_flow": Toy(
@@ -372,6 +383,12 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "markov_chains --states 1",
             "states: 1; give 2 or more, or there is nothing to foretell",
         ),
+        (
+            "momentum_batches --batches 8 2",
+            "batches: (8, 2); give two or more of [2, 8, 32, 128, 512], ascending",
+        ),
+        ("sgd_recursion --steps 4", "steps: 4; give 8 or more"),
+        ("batch_doubling --sizes 2 3", "sizes: (2, 3); give two or more, each twice the last"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),

@@ -1,10 +1,9 @@
 """Norm before each part: the last gradient falls as the root of depth (Xiong et al. 2020).
 
 At init, random weights, one block a step (attention, then an MLP with GELU, width 128): gradient
-of its output matrix. With norm before each part the stream's variance is 1 + 1.425 L,
-and the gradient its inverse root: an exponent in depth of -1/2 in the limit. With norm after each
-part it is the same at all depths; without norm the variance triples a block. All curves have closed
-forms with nothing to fit (`lab.theory.layer_norm`). Sixteen tokens that attend to one another start
+of its output matrix. With norm before each part the stream's variance is 1 + 1.425 L, the gradient
+its inverse root: an exponent of -1/2 in the limit. With norm after each part it is the same at all
+depths; without norm the variance triples a block (closed forms: `lab.theory.layer_norm`). Sixteen tokens that attend to one another start
 independent, cancel in attention's average, and grow alike with depth: variance grows faster than
 linearly, the gradient falls more steeply. Averaged over a batch it falls less steeply than each of
 its parts, since examples grow alike too: fit exponents to single examples.
@@ -122,13 +121,9 @@ def expected(config: Config) -> dict[str, Expected]:
     why = "half of what tells 16 tokens that mix, or a batch, from one token"
 
     def theory(case: str, within: float = 0.04) -> Any:
-        return about(
-            float(exponent(depth, np.log(curve_of(case, config)), first=FIRST)),
-            within=within,
-            why=why,
-        )
+        logs = np.log(curve_of(case, config))
+        return about(float(exponent(depth, logs, first=FIRST)), within=within, why=why)
 
-    twentieth = "a twentieth of the rate; logarithms of random factors lag by 1 / width"
     return {
         "pre": fitted(
             "pre-norm: the last gradient falls as the root of depth",
@@ -155,8 +150,8 @@ def expected(config: Config) -> dict[str, Expected]:
         ),
         "none": by(
             "without norm it grows as the root of 3 to the power of depth",
-            about(float(np.log(3)) / 2, within=0.03, why=twentieth),
-            Control("with pre-norm it does not grow", below(0.03, why=twentieth)),
+            about(float(np.log(3)) / 2, within=0.03, why="a twentieth of the rate"),
+            Control("with pre-norm it does not grow", below(0.03, why="as for the claim")),
             estimator=f"slope of log gradient in depth, from {FIRST:g} blocks on",
         ),
     }
