@@ -3,10 +3,10 @@
 At init, random weights, one block a step (attention, then an MLP with GELU, width 128): gradient
 of its output matrix. With norm before each part the stream's variance is 1 + 1.425 L, the gradient
 its inverse root: an exponent of -1/2 in the limit. With norm after each part it is the same at all
-depths; without norm the variance triples a block (closed forms: `lab.theory.layer_norm`). Sixteen tokens that attend to one another start
-independent, cancel in attention's average, and grow alike with depth: variance grows faster than
-linearly, the gradient falls more steeply. Averaged over a batch it falls less steeply than each of
-its parts, since examples grow alike too: fit exponents to single examples.
+depths; without norm the variance triples a block (closed forms: `lab.theory.layer_norm`). Sixteen
+tokens that attend to one another start independent, cancel in attention's average, and grow alike
+with depth: the gradient falls more steeply. Averaged over a batch it falls less steeply than each
+of its parts, since examples grow alike too: fit exponents to single examples.
 
     python -m experiments norm_at_init          # quick: half a minute on two cores
     python -m experiments norm_at_init paper    # two minutes; writes figures/
