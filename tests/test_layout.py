@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lab.sweep.axes import grid_values, parsed, run_keys
 from lab.sweep.cadence import BEFORE, Cadence
-from lab.sweep.layout import CACHE_BYTES, RECORD_BYTES, Cost, Layout, available, chosen
+from lab.sweep.layout import CACHE_BYTES, RECORD_BYTES, ROOM, Cost, Layout, Machine, chosen
 
 counts = st.integers(1, 5_000)
 costs = st.builds(
@@ -17,13 +17,16 @@ costs = st.builds(
 )
 
 
+CORES = Machine("cpu", 2, 8e9)
+
+
 @settings(max_examples=200, deadline=None)
 @given(runs=counts, cost=costs, steps=st.integers(1, 500_000))
 def test_a_layout_places_every_run_and_pads_little(runs, cost, steps):
-    layout = chosen(Layout(), cost, runs=runs, steps=steps)
-    assert layout == chosen(Layout(), cost, runs=runs, steps=steps)
-    assert all(isinstance(field, int) and field >= 1 for field in layout)
-    assert layout.devices == min(runs, available())
+    layout = chosen(Layout(), cost, runs=runs, steps=steps, machine=CORES)
+    assert layout == chosen(Layout(), cost, runs=runs, steps=steps, machine=CORES)
+    assert all(isinstance(field, int) and field >= 1 for field in layout[:-1])
+    assert layout.devices == min(runs, CORES.devices) and layout.backend == "blocks"
     assert layout.width <= -(-runs // layout.devices)
     assert layout.width <= 2 or layout.width * cost.step_bytes <= CACHE_BYTES
     if cost.step_flops > 1e7 and cost.step_flops > 3 * cost.step_bytes:
@@ -39,9 +42,61 @@ def test_a_layout_places_every_run_and_pads_little(runs, cost, steps):
     )
 
 
-@given(st.fixed_dictionaries({}, optional={n: st.integers(1, 9) for n in Layout._fields[1:]}))
+@settings(max_examples=200, deadline=None)
+@given(
+    runs=counts,
+    cost=costs,
+    run_bytes=st.floats(1, 1e10),
+    steps=st.integers(1, 500_000),
+    devices=st.integers(1, 8),
+    platform=st.sampled_from(["gpu", "tpu"]),
+)
+def test_off_a_cpu_one_block_is_as_wide_as_memory_allows(
+    runs, cost, run_bytes, steps, devices, platform
+):
+    cost, machine = cost._replace(run_bytes=run_bytes), Machine(platform, devices, 80e9)
+    layout = chosen(Layout(), cost, runs=runs, steps=steps, machine=machine)
+    assert layout.backend == "wide" and layout.blocks == 1 and 1 <= layout.segment <= steps
+    assert layout.width == 1 or layout.width * run_bytes <= ROOM * machine.memory
+    share = -(-runs // layout.devices)
+    assert layout.width <= share
+    if share * run_bytes <= ROOM * machine.memory:
+        assert layout.width == share  # all at once
+    else:  # else the fewest dispatches
+        most = max(1, int(ROOM * machine.memory / run_bytes))
+        assert -(-share // layout.width) == -(-share // most)
+
+
+def test_either_way_of_running_can_be_asked_for_on_any_machine():
+    cost, gpu = Cost(1e6, 1e7, 4.0, 1e6), Machine("gpu", 1, 80e9)
+    for machine, natural in ((CORES, "blocks"), (gpu, "wide")):
+        for asked, expected in ((None, natural), ("blocks", "blocks"), ("wide", "wide")):
+            given = Layout(backend=asked)
+            layout = chosen(given, cost, runs=100, steps=100, machine=machine)
+            assert layout.backend == expected and (layout.blocks == 1) >= (expected == "wide")
+
+
+@given(
+    every=st.integers(1, 12),
+    rarely=st.integers(1, 12),
+    times=st.integers(1, 30),
+    most=st.integers(1, 999),
+)
+def test_a_wide_blocks_segments_are_alike_where_they_can_be(every, rarely, times, most):
+    steps = int(np.lcm(every, rarely)) * times
+    at = {"step": np.arange(0, steps + 1, every), "rare": np.arange(0, steps + 1, rarely)}
+    most = min(most, steps)
+    length = Cadence(steps, at).even(most)
+    assert 1 <= length <= most
+    if most == steps:
+        assert length == steps
+    if most >= np.lcm(every, rarely):
+        assert length % np.lcm(every, rarely) == 0
+
+
+@given(st.fixed_dictionaries({}, optional={n: st.integers(1, 9) for n in Layout._fields[1:-1]}))
 def test_what_is_asked_for_is_kept(asked):
-    layout = chosen(Layout(**asked), Cost(1e6, 1e7, 4.0), runs=100, steps=100)
+    layout = chosen(Layout(**asked), Cost(1e6, 1e7, 4.0), runs=100, steps=100, machine=CORES)
     assert {name: getattr(layout, name) for name in asked} == asked
 
 

@@ -16,7 +16,7 @@ import pytest
 from lab.models import mlp
 from lab.objectives import mse
 from lab.sweep import run, sweep
-from lab.sweep.layout import available
+from lab.sweep.layout import Layout, available
 from lab.types import Dynamics
 from tests.processes import AXES, BATCH, CADENCE, X, Y, digest, minibatch
 
@@ -276,7 +276,7 @@ def test_every_static_point_is_with_the_compiler_before_the_first_runs(monkeypat
 
 def test_the_layout_is_recorded_and_the_same_each_time():
     one, two = (sweep(minibatch, {"lr": [0.1], "seed": range(5)}, **SMALL) for _ in range(2))
-    assert json.loads(one.layout)[0].keys() == {"devices", "blocks", "width", "segment"}
+    assert json.loads(one.layout)[0].keys() == {*Layout._fields}
     assert one.layout == two.layout and digest(one) == digest(two)
     assert json.loads(one.layout)[0]["devices"] == min(5, available())
 

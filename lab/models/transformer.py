@@ -3,12 +3,18 @@
 Shapes are in the names: L positions, D width, V tokens. Leading axes of examples are free.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from lab.models.attention import Blocks, Edits, Taps, check_blocks
 from lab.types import BadInput, Model, Params
+
+FEW_TOKENS = 128
+"""Up to so many the embedding's gradient is a product."""
 
 _POSITIONS = ("absolute", "relative", None)
 
@@ -112,6 +118,38 @@ def transformer(
     return Model(init, apply)
 
 
+@jax.custom_jvp
+def _rows(table_VxD: Array, tokens_L: Array) -> Array:
+    """The tokens' rows of a table; differentiated as a product with their one-hot rows.
+
+    A gather's gradient scatters, which takes long or not always the same order on a GPU.
+    """
+    return jnp.take(table_VxD, tokens_L, axis=0)
+
+
+@_rows.defjvp
+def _rows_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    table_VxD, tokens_L = primals
+    one_hot_LxV = jax.nn.one_hot(tokens_L, len(table_VxD), dtype=table_VxD.dtype)
+    return _rows(table_VxD, tokens_L), one_hot_LxV @ tangents[0]
+
+
+class _Embed(nn.Module):
+    """As flax's, but for the gradient where there are few tokens."""
+
+    vocabulary: int
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, tokens_L: Array) -> Array:
+        drawn, shape = nn.initializers.normal(self.scale), (self.vocabulary, self.width)
+        table_VxD = self.param("embedding", drawn, shape, float)
+        if self.vocabulary <= FEW_TOKENS:
+            return _rows(table_VxD, tokens_L)
+        return jnp.take(table_VxD, tokens_L, axis=0)
+
+
 class _Network(Blocks):
     """Blocks between tokens and logits; with `length`, that many absolute positions."""
 
@@ -123,10 +161,7 @@ class _Network(Blocks):
     @nn.compact
     def __call__(self, tokens_L: Array, tap: Taps) -> Array:
         drawn = nn.initializers.normal(self.scale)
-        embedding = nn.Embed(
-            self.vocabulary, self.width, embedding_init=drawn, param_dtype=float, name="tokens"
-        )
-        x_LxD = embedding(tokens_L)
+        x_LxD = _Embed(self.vocabulary, self.width, self.scale, name="tokens")(tokens_L)
         if self.length is not None:
             position_LxD = self.param("positions", drawn, (self.length, self.width), float)
             x_LxD += jnp.broadcast_to(position_LxD[: tokens_L.shape[-1]], x_LxD.shape)

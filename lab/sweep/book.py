@@ -49,6 +49,7 @@ class Book:
         points: {hyperparameter: values by row}, padding included.
         store: where the records go, or None to keep them in memory.
         lease: in a worker, a file that is there as long as its coordinator is at work.
+        programs: {device: what its layout was tried with}.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Book:
         points: Mapping[str, np.ndarray],
         store: Store | None,
         lease: Path | None = None,
+        programs: Mapping[Any, Any] | None = None,
     ):
         """A book for the runs of these names, whose hyperparameters are `points`."""
         self.process, self.cadence, self.layout = process, cadence, layout
         self.store, self.lease = store, lease
+        self.programs = programs or {}
         if store is None:
             padded = np.arange(-(-len(names) // layout.runs) * layout.runs).clip(max=len(names) - 1)
             self.points = {name: values[padded] for name, values in points.items()}

@@ -51,6 +51,22 @@ class Cadence(NamedTuple):
         low, high = np.searchsorted(self.at[stream], [before, stop], side="right")
         return slice(int(low), int(high))
 
+    def even(self, most: int) -> int:
+        """The longest segment, of at most so many steps, that makes all alike, if there is one.
+
+        >>> Cadence(60, {"step": np.arange(0, 61, 5), "rare": np.arange(0, 61, 15)}).even(50)
+        30
+        """
+        spacings = [np.unique(np.diff(steps)) for steps in self.at.values() if len(steps) > 1]
+        period = int(np.lcm.reduce([s[0] if len(s) == 1 else self.steps for s in spacings]))
+        finest = int(np.gcd.reduce(np.concatenate([*self.at.values(), [self.steps]])))
+        lengths = np.arange(most - most % finest, 0, -finest)
+        alike = (lengths % period == 0) | (period % lengths == 0)
+        for good in (alike & (self.steps % lengths == 0), alike, lengths > 0):
+            if len(found := lengths[good & (4 * lengths >= most)]):
+                return int(found[0])
+        return most
+
     def capacity(self, length: int) -> dict[str, int]:
         """{stream: the most records that a segment of so many steps holds}."""
         return {stream: _most(steps, length) for stream, steps in self.at.items()}

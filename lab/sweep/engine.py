@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,10 @@ from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
 from lab.sweep.cadence import Cadence
 from lab.sweep.dataset import dataset
-from lab.sweep.layout import Layout, chosen, requested
+from lab.sweep.fit import tried
+from lab.sweep.layout import SURE, Layout, backend, chosen, machine, requested
 from lab.sweep.parts import Part, Placed, labelled, same_records
+from lab.sweep.precision import matmul_precision
 from lab.sweep.progress import progress_line
 from lab.sweep.run import run_by, run_here
 from lab.sweep.store import Store, agreed, folder, locked, opened
@@ -46,7 +49,7 @@ def sweep(
     shared: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
-    layout: Layout | Mapping[str, int] | Literal["measure"] | None = None,
+    layout: Layout | Mapping[str, Any] | Literal["measure"] | None = None,
     store: str | Path | None = None,
     executor: Any = None,
     keep: Literal["final"] | None = "final",
@@ -146,7 +149,7 @@ def sweep(
         ]
         stores = _agreed(placed, asked)
         books = [
-            _book(one, held, asked, measure, executor is not None)
+            laid_out(one, held, asked, measure, executor is not None)
             for one, held in zip(placed, stores, strict=True)
         ]
         line = progress_line(
@@ -170,6 +173,7 @@ def sweep(
         static=json.dumps([*fixed]),
         steps=cadence.steps,
         layout=json.dumps([book.layout._asdict() for book in books]),
+        matmul_precision=matmul_precision(),
         devices=f"{books[0].layout.devices} x {jax.devices()[0].device_kind}",
         seconds=time.perf_counter() - begun,
         **({} if path is None else {"store": str(path)}),
@@ -237,20 +241,37 @@ def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
         )
 
 
-def _book(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
+def laid_out(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
     """Where the records of one static point go, under its layout."""
     part, process, path, identity = one
     names, points, cadence = part.names, part.points, part.cadence
     cost = process.cost(cadence.steps, {stream: len(at) for stream, at in cadence.at.items()})
-    if measure and held is None:
-        layout = timed(process, part, cost)
-    else:
-        layout = chosen(asked, cost, runs=len(names), steps=cadence.steps)
+    here, programs = machine(), dict[Any, Any]()
+    wide = backend(asked, here) == "wide" and held is None
+    if wide:
+        cost = cost._replace(run_bytes=process.run_bytes())
+    choose = partial(
+        chosen,
+        runs=len(names),
+        steps=cadence.steps,
+        machine=here,
+        even=cadence.even,
+    )
+    layout = timed(process, part, cost, choose) if measure and not held else choose(asked, cost)
+    if wide and not measure and layout.runs * cost.run_bytes > SURE * here.memory:
+        layout, programs = tried(
+            part,
+            process,
+            layout,
+            here,
+            lambda each: choose(asked, cost._replace(run_bytes=each)),
+            fixed=asked.width is not None,
+        )
     if path is None or identity is None:
-        return Book(process, cadence, layout, names, points, None)
+        return Book(process, cadence, layout, names, points, None, programs=programs)
     store = opened(path, held, identity, layout, names, points)
     kept = store.layout._replace(devices=1 if jobs else layout.devices)
-    return Book(process, cadence, kept, names, points, store)
+    return Book(process, cadence, kept, names, points, store, programs=programs)
 
 
 def _done(book: Book) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab.sweep.layout import cores
+from lab.sweep.layout import OPTIONS, cores
+from lab.sweep.precision import matmul_precision
 from lab.sweep.trace import Process, plain
 from lab.types import BadInput
 
@@ -63,9 +64,10 @@ def identity(
             "cannot be told from another computation; leave that out, or the store"
         )
     device = jax.devices()[0]
-    processor = {"processor": device.device_kind, "threads": 0}
-    if device.platform == "cpu":
-        processor = {"processor": _processor(), "threads": cores() if LATE else 1}
+    processor: dict[str, Any] = {"processor": _processor(), "threads": cores() if LATE else 1}
+    if device.platform != "cpu":
+        runtime, options = device.client.platform_version, OPTIONS.get(device.platform)
+        processor = {"processor": device.device_kind, "runtime": runtime, "options": options}
     return {
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "scipy")},
         "machine": {"platform": device.platform, **processor, **_environment()},
@@ -106,7 +108,8 @@ def _environment() -> dict[str, str]:
 
 def _settings() -> dict[str, str]:
     held = sorted(jax.config.values.items())
-    return {n.removeprefix("jax_"): str(value) for n, value in held if not HARMLESS.search(n)}
+    kept = {n.removeprefix("jax_"): str(value) for n, value in held if not HARMLESS.search(n)}
+    return {**kept, "default_matmul_precision": matmul_precision()}
 
 
 def _processor() -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from lab.sweep.axes import Axis, grid_values, run_keys
 from lab.sweep.cadence import Cadence
 from lab.sweep.identity import Identity, identity
+from lab.sweep.precision import exact_products
 from lab.sweep.trace import Process, traced
 from lab.types import BadInput, Dynamics
 
@@ -40,6 +41,7 @@ class Part(NamedTuple):
         values = {name: v for axis in self.grid for name, v in axis.values.items()}
         return {name: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for name, v in values.items()}
 
+    @exact_products
     def process(self, taken: Collection[str] = ()) -> Process:
         """One run, traced; `taken` are names that a record must not have."""
         inspected = "step_rare" in self.cadence.at

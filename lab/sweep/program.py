@@ -26,7 +26,8 @@ class Program(NamedTuple):
     Attributes:
         start: start(point, shared) -> state, each with a leading axis of runs, but for `shared`.
         advance: advance(state, point, shared, *plan(segment)) -> (state, {stream: records}), the
-            records with leading axes (run, slot); the last slot is scrap. Takes `state` for itself.
+            records with leading axes (run, slot), the last slot being scrap, or a list of arrays
+            with axes (record, run). Takes `state` for itself.
     """
 
     start: Callable[..., Any]
@@ -36,6 +37,17 @@ class Program(NamedTuple):
 def plan(segment: Segment) -> tuple[np.ndarray, np.int32, dict[str, np.ndarray]]:
     """A segment as the last arguments of `advance`."""
     return segment.times, np.int32(segment.halts), segment.slots
+
+
+def fetched(recorded: Mapping[str, Any], segment: Segment) -> dict[str, np.ndarray]:
+    """What `advance` recorded, on the host: {name: array}, with leading axes (run, record)."""
+    return {
+        name: np.concatenate([np.asarray(one) for one in values]).swapaxes(0, 1)
+        if isinstance(values, list)
+        else np.asarray(values)[:, : segment.taken[stream]]
+        for stream, records in recorded.items()
+        for name, values in records.items()
+    }
 
 
 def program(process: Process, layout: Layout, capacity: Mapping[str, int]) -> Program:

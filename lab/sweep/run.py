@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from lab.sweep import jobs
 from lab.sweep.book import Book
-from lab.sweep.cadence import BEFORE
-from lab.sweep.layout import cores
+from lab.sweep.cadence import BEFORE, Segment
+from lab.sweep.fit import exhausted, too_wide
+from lab.sweep.layout import Layout, cores, devices
 from lab.sweep.parcel import settings
 from lab.sweep.parts import Part
-from lab.sweep.program import Program, ahead, plan, program
+from lab.sweep.program import Program, ahead, fetched, plan, program
 from lab.sweep.progress import Advance
 from lab.sweep.store import Saved, joined
 from lab.sweep.trace import Process, restored
+from lab.sweep.wide import compiled
+from lab.types import BadInput
 
 
 class Advanced(NamedTuple):
@@ -43,7 +46,7 @@ def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: 
     others compile; what is done lets go of its program and of its copy of shared arrays.
     """
     compilers = ThreadPoolExecutor(cores())
-    devices = _devices(max(book.layout.devices or 1 for book in books))
+    placed = devices(max(book.layout.devices or 1 for book in books))
     around, ended = settings(), threading.Event()
     waiting: deque[tuple[Mapping[jax.Device, Segments], int, int]] = deque()
 
@@ -62,12 +65,12 @@ def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: 
     try:
         for part, book in zip(parts, books, strict=True):
             if left := unfinished(book, advance):
-                segments = {d: _compiling(part, book, d, keep, compilers) for d in {*devices}}
+                segments = {d: compiling(part, book, d, keep, compilers) for d in {*placed}}
                 waiting.extend((segments, dispatch, real) for dispatch, real in left.items())
                 del segments
-        with ThreadPoolExecutor(len(devices), thread_name_prefix="device") as workers:
+        with ThreadPoolExecutor(len(placed), thread_name_prefix="device") as workers:
             try:
-                working = [workers.submit(work, device) for device in devices]
+                working = [workers.submit(work, device) for device in placed]
                 wait(working, return_when=FIRST_EXCEPTION)
             finally:
                 ended.set()
@@ -113,20 +116,12 @@ def unfinished(book: Book, advance: Advance) -> dict[int, int]:
     return left
 
 
-def _devices(count: int) -> list[jax.Device]:
-    """Where so many dispatches run at the same time: on a CPU, threads of one device."""
-    if jax.default_backend() != "cpu":
-        return jax.local_devices()[:count]
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return [chosen if isinstance(chosen, jax.Device) else jax.local_devices()[0]] * count
-
-
 def _worker(part: Part, path: Path, keep: bool, lease: Path) -> Callable[[int], None]:
     """In a worker: the function that takes one dispatch of a stored part to its last step."""
     process = part.process()
     store = joined(path, part.identity(process))
     book = Book(process, part.cadence, store.layout, [], {}, store, lease)
-    segments = _compiling(part, book, _devices(1)[0], keep, None)
+    segments = compiling(part, book, devices(1)[0], keep, None)
 
     def run(dispatch: int) -> None:
         for _ in segments(dispatch):
@@ -135,7 +130,7 @@ def _worker(part: Part, path: Path, keep: bool, lease: Path) -> Callable[[int], 
     return run
 
 
-def _compiling(
+def compiling(
     part: Part, book: Book, device: jax.Device, keep: bool, pool: Executor | None
 ) -> Segments:
     """`Segments` on a device, whose programs compile in the pool from now on.
@@ -144,6 +139,10 @@ def _compiling(
     """
     cadence, layout, process = part.cadence, book.layout, book.process
     assert layout.segment
+    shared = functools.cache(lambda: jax.device_put(dict(part.shared), device))
+    if layout.backend == "wide":
+        made = book.programs.get(device) or compiled(part, process, layout, device, pool)
+        return lambda dispatch: _segments(book, dispatch, made.program(), shared, device, keep)
     programs = program(process, layout, cadence.capacity(layout.segment))
     if pool is not None:
         programs = ahead(
@@ -157,7 +156,6 @@ def _compiling(
             starts=any(book.reached(dispatch) == BEFORE for dispatch in book.real_runs()),
             pool=pool,
         )
-    shared = functools.cache(lambda: jax.device_put(dict(part.shared), device))
     return lambda dispatch: _segments(book, dispatch, programs, shared, device, keep)
 
 
@@ -169,7 +167,10 @@ def _segments(
     device: jax.Device,
     keep: bool,
 ) -> Iterator[Advanced]:
-    """A dispatch from where it is to its last step; yields after each segment is committed."""
+    """A dispatch from where it is to its last step; yields after each segment is committed.
+
+    Of a wide block the next segment is under way while one is committed.
+    """
     cadence, length = book.cadence, book.layout.segment
     assert length
     point, saved = jax.device_put(book.point(dispatch), device), book.load(dispatch)
@@ -178,19 +179,43 @@ def _segments(
     else:
         step, last = saved.step, saved.last
         state = _revived(saved, book.process, device) if step < cadence.steps else None
-    while step < cadence.steps:
-        segment = cadence.segment(step, length)
-        state, new = programs.advance(state, point, shared(), *plan(segment))
-        records = {
-            name: np.asarray(array)[:, : segment.taken[stream]]
-            for stream, records in new.items()
-            for name, array in records.items()
-        }
-        finished = segment.stop == cadence.steps
-        leaves = jax.tree.leaves(state) if keep or not finished else []
-        last = book.append(dispatch, step, segment.stop, records, leaves, last)
-        before, step = max(step, 0), segment.stop
-        yield Advanced(step - before, finished, step)
+    at_once = 2 if book.layout.backend == "wide" else 1
+    under_way: deque[tuple[int, Segment, Any, Any]] = deque()
+    with _within_memory(book.layout):
+        while step < cadence.steps or under_way:
+            if step < cadence.steps:
+                segment = cadence.segment(step, length)
+                state, new = programs.advance(state, point, shared(), *plan(segment))
+                leaves = jax.tree.leaves(state) if keep or segment.stop < cadence.steps else []
+                if at_once > 1:  # the next segment takes the state for itself
+                    leaves = _on_the_way(leaves) if book.store else []
+                under_way.append((step, segment, new, leaves))
+                step = segment.stop
+            if len(under_way) == at_once or step == cadence.steps:
+                before, segment, new, leaves = under_way.popleft()
+                records, stop = fetched(new, segment), segment.stop
+                last = book.append(dispatch, before, stop, records, leaves, last)
+                yield Advanced(stop - max(before, 0), stop == cadence.steps, stop)
+
+
+def _on_the_way(leaves: list[Any]) -> list[Any]:
+    """Copies, on their way to the host."""
+    copies = [leaf.copy() for leaf in leaves]
+    for leaf in copies:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf.copy_to_host_async()
+    return copies
+
+
+@contextlib.contextmanager
+def _within_memory(layout: Layout) -> Iterator[None]:
+    """Trouble with a device's memory, as one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if layout.backend == "wide" and exhausted(error):
+            raise BadInput(too_wide(layout)) from error
+        raise
 
 
 def _revived(saved: Saved, process: Process, device: jax.Device) -> Any:

@@ -226,7 +226,7 @@ def stored(path: Path) -> Store | None:
                 raise BadInput(f"store: {path} has records but no manifest.json; {AGAIN}")
             return None
         held = _manifest(path)
-    layout = Layout(**held["layout"])
+    layout = Layout(**{"backend": "blocks", **held["layout"]})  # written before there were two
     with _reading(runs):
         if not runs.exists():
             if any(path.glob("states/*")):
@@ -386,7 +386,7 @@ def _refuse_other_points(
 
 
 def _refuse_layout(path: Path, held: Layout, asked: Layout) -> None:
-    for name in ("width", "segment", "blocks"):
+    for name in ("width", "segment", "blocks", "backend"):
         old, new = getattr(held, name), getattr(asked, name)
         if new is not None and new != old:
             raise BadInput(

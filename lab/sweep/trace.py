@@ -103,6 +103,11 @@ class Process(NamedTuple):
         step_bytes, flops = counted.get("bytes accessed", 0.0), counted.get("flops", 0.0)
         return Cost(step_bytes, flops, recorded / steps)
 
+    def run_bytes(self) -> float:
+        """Bytes that a run holds at once, at most: all that one of its functions touches."""
+        counted = (f.lowered().cost_analysis() or {} for f in self.functions.values())
+        return max(one.get("bytes accessed", 0.0) for one in counted)
+
     def callbacks(self) -> Iterator[str]:
         """The functions that call back to Python while they run."""
         for name, function in self.functions.items():
