@@ -121,14 +121,18 @@ TOYS = {
     ),
     "in_context_regression": Toy(
         (
-            "--contexts 10 20 --seeds 3 --steps 40 --every 20 --softmax-steps 20 --batch 16 "
-            "--held-out 64 --path-steps 40 --inits 3 --init-steps 100"
+            "--contexts 10 20 --seeds 3 --steps 40 --every 20 --batch 16 --path-steps 40 "
+            "--inits 3 --init-steps 100"
         ),
         {
             "isotropic, N = 10: the layer attains": (1, 2.4),
             "isotropic, N = 10: its step is A*": (0, 0.9),
             "labels of another task in the context: no step": (0.9, 1.1),
         },
+    ),
+    "softmax_heads": Toy(
+        "--contexts 10 --seeds 3 --steps 20 --batch 16 --held-out 64",
+        {"N = 10: two softmax heads": (9.0, 15.0), "one head pays more": (9.0, 15.0)},
     ),
     "norm_at_init": Toy(
         "--depth 16 --width 8 --count 2 --seeds 3",
@@ -371,6 +375,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ("softmax_heads --contexts 5", "contexts: (5,); 10 should be among them"),
         (
             "in_context_regression --contexts 10",
             "contexts: (10,); 10 and 20 should be among them",
