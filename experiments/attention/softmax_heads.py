@@ -8,7 +8,7 @@ d (d + 1) / (N + d), as if one example were missing (`lab.theory.in_context.soft
 PRICE: examples that a linear layer could do without at this loss, N + d + 1 - d (d + 1) / loss.
 
     python -m experiments softmax_heads          # quick: one minute on two cores
-    python -m experiments softmax_heads paper    # four minutes; writes figures/
+    python -m experiments softmax_heads paper    # six busy minutes; writes figures/
 
 Expect two thirds of an example for two heads at N = 10, sharper attention than the limit's, and
 five or six for one. Heads start as a pair, the second the first's negative (from unpaired random
