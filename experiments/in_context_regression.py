@@ -4,15 +4,12 @@ Tasks `y = w · x` in 5 dimensions, drawn anew at every step; a layer sees N lab
 is asked for the label of one more input (squared error, batches of 512, Adam). From Zhang's start
 it attains the exact optimum: the step `A* = Γ^-1`, a preconditioner where inputs are anisotropic
 (eigenvalues 2, 1.5, 1, 0.5, 0.25). Under SGD from small weights the step follows a logistic curve:
-a plateau, then a fast rise. Two heads of softmax attention do the same on centred inputs, at the
-price of one example; one head cannot. Derivations: `lab.theory.in_context`.
+a plateau, then a fast rise. Derivations: `lab.theory.in_context`.
 
     python -m experiments.in_context_regression          # quick: 80 s on two cores
     python -m experiments.in_context_regression paper    # 10 minutes, shared; writes figures/
 
-Expect the optimal loss to 0.3%, the step to 2% (isotropic) and 7%, the path to 1%. Softmax heads
-start as a pair, the second the first's negative (from unpaired random weights three of eight runs
-used one head only), and end 2% below the limit of soft attention that theory gives.
+Expect the optimal loss to 0.3%, the step to 2% (isotropic) and 7%, the path to 1%.
 
 From random weights gradient descent takes each isotropic run to the optimum, but leaves a third
 of the anisotropic ones at a loss of 2.84. That is a strict saddle, in which the largest eigenvector
@@ -20,10 +17,9 @@ goes through the rank-one path κ πᵀ instead of u K: curvatures of -0.006 and
 it, beside a largest of 150, and are slow. Adam never stays there.
 
 Sources: von Oswald et al. 2023, arXiv 2212.07677; Ahn et al. 2023, arXiv 2306.00297; Zhang, Frei
-and Bartlett 2023, arXiv 2306.09927; He et al. 2025, arXiv 2503.12734 (softmax). Linear layers are
-scored by the exact population loss, for squared errors are heavy-tailed; softmax on tasks held out,
-less the error there of the best linear step, whose loss is known. Rates, steps and tolerances were
-set on seeds 100 and above, which no preset uses.
+and Bartlett 2023, arXiv 2306.09927. Layers are scored by the exact population loss, for squared
+errors are heavy-tailed. Rates, steps and tolerances were set on seeds 100 and above, which no
+preset uses.
 """
 
 import math
@@ -61,7 +57,7 @@ SADDLE = 2.842  # of the anisotropic loss at 20 examples; tests/test_in_context.
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the four sweeps."""
+    """Settings of the three sweeps."""
 
     contexts: tuple[int, ...] = (5, 10, 20, 40)
     """Examples in a context; 10 and 20 are claimed about."""
@@ -75,12 +71,8 @@ class Config:
     """Steps of linear attention."""
     every: int = 25
     """Steps between two of its records."""
-    softmax_steps: int = 2_000
-    """Steps of softmax attention."""
     batch: int = 512
     """Tasks in a batch."""
-    held_out: int = 16_384
-    """Tasks on which softmax attention is scored."""
     start: float = 0.3
     """Norm of the starting weights of Adam's runs."""
     path_start: float = 0.1
@@ -98,14 +90,12 @@ class Config:
 
 
 PRESETS = {
-    "quick": Config(contexts=(10, 20), seeds=3, softmax_steps=1_000, inits=32, init_steps=8_000),
+    "quick": Config(contexts=(10, 20), seeds=3, inits=32, init_steps=8_000),
     "paper": Config(),
 }
 
 
-def layer(heads: int) -> Any:
-    """Linear attention, or that many heads of softmax attention."""
-    return merged_attention(D + 1, heads=max(heads, 1), kernel="softmax" if heads else "linear")
+LAYER = merged_attention(D + 1, kernel="linear")
 
 
 def structured(key: Array, norm: float, *, aligned: bool = False) -> Params:
@@ -122,19 +112,15 @@ def training(
     seed: Array,
     *,
     context: int,
-    heads: int,
     config: Config,
     path: bool = False,
 ) -> Dynamics:
-    """Attention on tasks drawn anew: Adam, or SGD from a small aligned start for its path."""
-    model = layer(heads)
+    """Linear attention on tasks drawn anew: Adam, or SGD from a small aligned start."""
+    model = LAYER
     init_key, batch_key = jax.random.split(jax.random.key(seed))
     draw = partial(in_context_regression, context=context, eigenvalues=covariance)
 
     def init() -> Params:
-        if heads:
-            one = layer(1).init(init_key)
-            return jax.tree.map(lambda w: jnp.concatenate([w, -w])[:heads], one)
         norm = config.path_start if path else config.start
         return structured(init_key, norm, aligned=path)
 
@@ -142,17 +128,7 @@ def training(
         y = model.apply(params, tasks.query, tasks.context)[:, 0, -1]
         return (y - tasks.target) ** 2
 
-    def held_out_loss(params: Params) -> Array:
-        tasks = draw(jax.random.key(2**30), tasks=config.held_out)
-        kq = jnp.pad(jnp.diag(in_context.optimal_step(covariance, context)), (0, 1))[None]
-        best = {"kq": kq, "pv": jnp.zeros_like(kq).at[0, -1, -1].set(1.0)}
-        y = layer(0).apply(best, tasks.query, tasks.context)[:, 0, -1]
-        beyond = jnp.mean(errors(params, tasks) - (y - tasks.target) ** 2)
-        return in_context.optimal_loss(covariance, context) + beyond
-
     def observe(state: Descent, t: Array) -> dict[str, Array]:
-        if heads:
-            return {"loss": held_out_loss(state.params)}
         kq, pv = state.params["kq"][0], state.params["pv"][0]
         A, best = in_context.effective_step(kq, pv), in_context.optimal_step(covariance, context)
         return {
@@ -161,8 +137,7 @@ def training(
             "mean_mode": jnp.diag(A).mean(),
         }
 
-    steps = config.softmax_steps if heads else config.steps
-    adam = optax.adam(optax.cosine_decay_schedule(config.lr, steps))
+    adam = optax.adam(optax.cosine_decay_schedule(config.lr, config.steps))
     return descent(
         lambda params, tasks: jnp.mean(errors(params, tasks)),
         optax.sgd(config.path_lr) if path else adam,
@@ -185,13 +160,13 @@ def on_the_exact_loss(
     return descent(
         loss,
         optax.adam(config.lr) if optimizer == "Adam" else optax.sgd(config.flow_lr),
-        init=lambda: layer(0).init(jax.random.key(seed)),
+        init=lambda: LAYER.init(jax.random.key(seed)),
         observe=lambda state, t: {"loss": loss(state.params)},
     )
 
 
 def run(config: Config, store: Path) -> xr.Dataset:
-    """Linear and softmax attention under Adam, the path under SGD, and random starts.
+    """Linear attention under Adam, the path under SGD, and random starts.
 
     Raises:
         BadInput: contexts without 10 and 20.
@@ -204,23 +179,15 @@ def run(config: Config, store: Path) -> xr.Dataset:
     linear = sweep(
         process,
         {"covariance": COVARIANCES, "agreement": [1.0, 0.0], "seed": seeds},
-        static={"context": config.contexts, "heads": [0]},
+        static={"context": config.contexts},
         steps=config.steps,
         every=config.every,
         store=store / "linear",
     )
-    soft = sweep(
-        process,
-        {"covariance": isotropic, "agreement": [1.0], "seed": seeds},
-        static={"context": config.contexts, "heads": [1, 2]},
-        steps=config.softmax_steps,
-        every=config.softmax_steps,
-        store=store / "softmax",
-    )
     path = sweep(
         partial(process, path=True),
         {"covariance": isotropic, "agreement": [1.0, 0.0], "seed": seeds},
-        static={"context": [10], "heads": [0]},
+        static={"context": [10]},
         steps=config.path_steps,
         every=config.every,
         store=store / "path",
@@ -239,15 +206,13 @@ def run(config: Config, store: Path) -> xr.Dataset:
     time = config.path_lr * jnp.asarray(path.step.values)
     start = config.path_start**2 / math.sqrt(D)
     theory = in_context.step_path(time, start, dimension=D, context=10)
-    last = soft.loss.isel(step=-1, covariance=0, agreement=0, drop=True)
-    risen = path.mean_mode.isel(heads=0, covariance=0, context=0, drop=True)
+    risen = path.mean_mode.isel(covariance=0, context=0, drop=True)
     parts = [
-        linear[["loss", "step_error"]].isel(heads=0, drop=True),
-        last.rename("softmax_loss"),
+        linear[["loss", "step_error"]],
         risen.rename(step="path_step").rename("path"),
         random.loss.rename(step="init_step", seed="init").rename("init_loss"),
     ]
-    diverged = [part.diverged_at.values.ravel() for part in (linear, soft, path, random)]
+    diverged = [part.diverged_at.values.ravel() for part in (linear, path, random)]
     data = xr.merge(parts, combine_attrs="drop").assign_attrs(linear.attrs)
     return data.assign(
         logistic=("path_step", np.asarray(theory)),
@@ -256,8 +221,8 @@ def run(config: Config, store: Path) -> xr.Dataset:
 
 
 def claims(data: xr.Dataset) -> list[Claim]:
-    """Optimum, path, softmax, random starts; tolerances precede the paper preset."""
-    return [*optimum(data), *logistic(data), *softmax_heads(data), *random_starts(data)]
+    """Optimum, path, random starts; tolerances precede the paper preset."""
+    return [*optimum(data), *logistic(data), *random_starts(data)]
 
 
 def optimum(data: xr.Dataset) -> list[Claim]:
@@ -358,33 +323,6 @@ def logistic(data: xr.Dataset) -> list[Claim]:
     ]
 
 
-def softmax_heads(data: xr.Dataset) -> list[Claim]:
-    """Two heads of softmax attention lose one example, one head far more."""
-    ratio = data.softmax_loss.sel(context=10) / in_context.softmax_pair_loss(D, 10)
-    pays = partial(
-        claim,
-        source="He et al. 2025, arXiv 2503.12734: debiased descent; in_context.softmax_pair_loss",
-        estimator="loss on held-out tasks over d (d + 1) / (N + d)",
-        seeds="initial weights and batches",
-    )
-    return [
-        pays(
-            "isotropic, N = 10: two softmax heads step on centred inputs, at one example's price",
-            ratio.sel(heads=2).values,
-            predicted=1.0,
-            tolerance=(0.95, 1.03),
-            why="an example is worth 6%; theory is of soft attention, sharper may do better",
-            control=pays(
-                "one head does not",
-                ratio.sel(heads=1).values,
-                predicted=None,
-                tolerance=(1.06, math.inf),
-                why="worse by more than an example",
-            ),
-        )
-    ]
-
-
 def random_starts(data: xr.Dataset) -> list[Claim]:
     """From random weights anisotropy makes gradient descent wait at a saddle."""
     ends = data.init_loss.isel(init_step=-1)
@@ -443,17 +381,14 @@ def figure(data: xr.Dataset) -> Figure:
         result, (left, middle, right) = plt.subplots(1, 3)
         contexts = np.geomspace(data.context.values[0], data.context.values[-1], 50)
         left.plot(contexts, D * (D + 1) / (contexts + D + 1), **dashed)
-        left.plot(contexts, D * (D + 1) / (contexts + D), **dashed)
         theory_line(left, float(D))
         end = data.loss.sel(covariance="isotropic").isel(step=-1)
         shown = {
             "other task": end.sel(agreement=0.0),
-            "softmax, 1 head": data.softmax_loss.sel(heads=1),
-            "softmax, 2 heads": data.softmax_loss.sel(heads=2),
             "linear": end.sel(agreement=1.0),
         }
-        colours = dict(zip(shown, (OKABE_ITO[i] for i in (3, 4, 1, 0)), strict=True))
-        for (label, values), marker in zip(shown.items(), "^vso", strict=True):
+        colours = dict(zip(shown, (OKABE_ITO[i] for i in (3, 0)), strict=True))
+        for (label, values), marker in zip(shown.items(), "^o", strict=True):
             mean, low, high = band(values.transpose("seed", "context").values)
             spread = (mean - low, high - mean)
             left.errorbar(

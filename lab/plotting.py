@@ -119,7 +119,7 @@ def curve(axes: Axes, values: xr.DataArray, *, log: bool = False, **style: Any) 
     """
     x, mean, low, high = _over_seeds(values, log)
     if "marker" in style:
-        style = {"markersize": 3, "markevery": max(1, len(x) // 6), **style}
+        style = {"markersize": 3, "markevery": 0.2, **style}
     (line,) = axes.plot(x, mean, **style)
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.3, linewidth=0)
 
@@ -157,6 +157,7 @@ def key(axes: Axes, *, columns: int = 2, title: str | None = None, **settings: A
         borderaxespad=0.2,
         columnspacing=1.0,
         handlelength=2.2,
+        title_fontsize=plt.rcParams["legend.fontsize"],
         **settings,
     )
 

@@ -39,6 +39,42 @@ def border(x: Float[np.ndarray, " m"], holds: Bool[np.ndarray, "*n m"]) -> Float
     return (ends[count] + ends[count + 1]) / 2
 
 
+def exponent(
+    x: Float[np.ndarray, " t"], logs: Float[np.ndarray, "t *n"], *, first: float
+) -> Float[np.ndarray, "*n"]:
+    """The power of x that curves follow, from the logarithms of their values: a straight line.
+
+    Fitted to 16 points (or fewer) from x = `first` on, evenly apart in log x.
+
+    >>> x = np.arange(1.0, 65.0)
+    >>> bool(np.isclose(exponent(x, np.log(3 / x), first=8.0), -1.0))
+    True
+    """
+    wanted = np.geomspace(first, x[-1], 16)
+    at = np.unique(np.abs(x - wanted[:, None]).argmin(-1))
+    slope = np.polyfit(np.log(x[at]), logs[at].reshape(len(at), -1), 1)[0]
+    return np.reshape(slope, logs.shape[1:])
+
+
+def last_below(x: Float[np.ndarray, " m"], values: Float[np.ndarray, " m"], level: float) -> float:
+    """Where values, from their least on, first pass a level upwards, by a straight line.
+
+    For losses against the logarithm of a rate: up to where training is stable. What is not finite
+    counts as twice the level, as does what is larger. NaN where none is below the level, or the
+    last of x still is.
+
+    >>> last_below(np.array([-3.0, -2.0, -1.0]), np.array([0.5, 0.0, 2.0]), 1.0)
+    -1.5
+    """
+    values = np.where(np.isfinite(values), np.minimum(values, 2 * level), 2 * level)
+    best = int(values.argmin())
+    above = best + np.flatnonzero(values[best:] > level)
+    if values[best] > level or not len(above):
+        return math.nan
+    i = above[0]
+    return float(np.interp(level, values[i - 1 : i + 1], x[i - 1 : i + 1]))
+
+
 def late(values: xr.DataArray, share: float = 0.5) -> xr.DataArray:
     """Mean over the records of the last `share` of the run, its first step included.
 
