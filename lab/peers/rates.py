@@ -26,6 +26,9 @@ from lab.sweep.run import compiling
 Row = dict[str, Any]
 Run = Callable[[], Any]
 
+COMPILING = 60
+"""Seconds after which `torch.compile` is given no further sweep."""
+
 PEAK_SIZE = 8192
 """Of the product that a device's peak is read off."""
 
@@ -40,7 +43,7 @@ def steps_of(letter: str, runs: int, most: int) -> int:
 
 
 def in_jax(
-    letters: str, groups: Sequence[Sequence[int]], turns: int, most: int, seconds: float, wait: Run
+    letters: str, groups: Sequence[Sequence[int]], turns: int, most: int, wait: Callable[[], float]
 ) -> Iterator[Row]:
     """Rows {"problem", "runs", "steps", "form", "turn", "seconds"} of the engine and JAX's forms.
 
@@ -49,8 +52,8 @@ def in_jax(
         groups: numbers of runs; those of a group compile together.
         turns: how often each is timed, after one turn that does not count.
         most: steps.
-        seconds: that all may take, counted from the end of `wait`.
-        wait: returns when the machine is quiet; the first group compiles meanwhile.
+        wait: returns when the machine is quiet, the seconds that all may take from then on; the
+            first group compiles meanwhile.
     """
     parts = {letter: _part(problems()[letter], 1, most) for letter in letters}
     processes = {letter: part.process() for letter, part in parts.items()}
@@ -71,8 +74,7 @@ def in_jax(
                 made.exception()  # waits
         spent = time.perf_counter() - begun
         if i == 0:
-            wait()
-            end = time.perf_counter() + seconds
+            end = wait() + time.perf_counter()
             yield from peak(turns)
         begun = time.perf_counter()
         for key in dict.fromkeys((letter, runs, steps) for letter, runs, steps, *_ in ready):
@@ -198,7 +200,7 @@ def peak(turns: int) -> Iterator[Row]:
 
 
 def in_torch(
-    letters: str, runs: Sequence[int], turns: int, most: int, seconds: float, wait: Run
+    letters: str, runs: Sequence[int], turns: int, most: int, wait: Callable[[], float]
 ) -> Iterator[Row]:
     """The same of PyTorch: run after run, compiled, stacked; a note where it is not installed."""
     try:
@@ -208,12 +210,11 @@ def in_torch(
         return
     made: dict[str, Any] = {}
     begun = time.perf_counter()
-    for letter in letters:  # compiling takes seconds, each
-        if letter != "f" and time.perf_counter() - begun < seconds:
+    for letter in letters:  # some seconds each
+        if letter != "f" and time.perf_counter() - begun < COMPILING:
             made[letter] = torch_forms.with_compiled(problems()[letter])
             made[letter](EVERY, 1)
-    wait()
-    end = time.perf_counter() + seconds
+    end = wait() + time.perf_counter()
     for letter in letters:
         problem = problems()[letter]
         forms = {"eager": torch_forms.with_eager(problem)}

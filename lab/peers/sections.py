@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lab
+
 Row = dict[str, Any]
 
 KILLS = 2
@@ -49,11 +51,11 @@ class Section:
             command, stdin=subprocess.PIPE, env=environment, start_new_session=True, text=True
         )
 
-    def go(self) -> None:
-        """Let it time: the machine is quiet."""
+    def go(self, seconds: float) -> None:
+        """Let it time, for so long: the machine is quiet."""
         if self.child and self.child.stdin:
             with contextlib.suppress(BrokenPipeError):
-                print(file=self.child.stdin, flush=True)
+                print(seconds, file=self.child.stdin, flush=True)
 
     def ended(self, until: float) -> "Section":
         """Wait for its end, until a time of `time.perf_counter`; then it is ended."""
@@ -75,14 +77,14 @@ class Section:
         return found
 
 
-def accuracy(wait: Callable[[], Any], seeds: int) -> Iterator[Row]:
+def accuracy(wait: Callable[[], float], seeds: int) -> Iterator[Row]:
     """Errors of float32; see `lab.peers.accuracy`."""
     from lab.peers.accuracy import errors
 
     yield from errors(seeds)
 
 
-def rates(wait: Callable[[], Any], **settings: Any) -> Iterator[Row]:
+def rates(wait: Callable[[], float], **settings: Any) -> Iterator[Row]:
     """Seconds of the engine and of what is written in JAX."""
     import lab.sweep  # noqa: F401  before JAX starts
     from lab.peers.rates import in_jax
@@ -90,19 +92,20 @@ def rates(wait: Callable[[], Any], **settings: Any) -> Iterator[Row]:
     yield from in_jax(**settings, wait=wait)
 
 
-def torch(wait: Callable[[], Any], **settings: Any) -> Iterator[Row]:
+def torch(wait: Callable[[], float], **settings: Any) -> Iterator[Row]:
     """Seconds of what is written in PyTorch."""
     from lab.peers.rates import in_torch
 
     yield from in_torch(**settings, wait=wait)
 
 
-def edge(wait: Callable[[], Any], folder: str, flags: list[str]) -> Iterator[Row]:
+def edge(wait: Callable[[], float], folder: str, flags: list[str]) -> Iterator[Row]:
     """The edge of stability's quick preset, by its command."""
-    (file,) = Path("experiments").rglob("edge_of_stability.py")
-    module = ".".join(file.with_suffix("").parts)
-    command = [sys.executable, "-m", module, "quick", "--runs", folder, *flags]
-    subprocess.run(command, stdout=subprocess.DEVNULL)
+    root = Path(lab.__file__).parents[1]
+    (file,) = (root / "experiments").rglob("edge_of_stability.py")
+    module = ".".join(file.relative_to(root).with_suffix("").parts)
+    command = [sys.executable, "-m", module, "quick", "--into", str(Path(folder).absolute())]
+    subprocess.run([*command, *flags], stdout=subprocess.DEVNULL, cwd=root)
     (report,) = Path(folder).glob("edge_of_stability/quick/edge_of_stability.json")
     for claim in json.loads(report.read_text())["claims"]:
         yield {
@@ -110,7 +113,7 @@ def edge(wait: Callable[[], Any], folder: str, flags: list[str]) -> Iterator[Row
         } | {"control": {k: claim["control"][k] for k in ("verdict", "interval")}}
 
 
-def resumed(wait: Callable[[], Any], folder: str) -> Iterator[Row]:
+def resumed(wait: Callable[[], float], folder: str) -> Iterator[Row]:
     """How many files of a store differ after kills, and by another seed."""
     whole, cut, other = (Path(folder, name) for name in ("whole", "cut", "other"))
     stored(whole, 0)
@@ -173,7 +176,7 @@ def main(name: str, settings: dict[str, Any], file: Path) -> None:
             print(json.dumps(row), file=rows, flush=True)
 
     begun = time.perf_counter()
-    for row in SECTIONS[name](sys.stdin.readline, **settings):
+    for row in SECTIONS[name](lambda: float(sys.stdin.readline()), **settings):
         write(row)
     write({"done": True, "seconds": time.perf_counter() - begun, **device(name)})
 
