@@ -145,3 +145,45 @@ def verdicts(rows: list[Row]) -> xr.Dataset:
         },
         {"claim": [row["statement"] for row in rows]},
     )
+
+
+def whole(seconds: xr.DataArray, *forms: str) -> list[xr.DataArray]:
+    """Of one sweep the seconds of these forms, at the numbers of runs where every turn was timed."""
+    given = seconds.sel(form=list(forms)).dropna("runs", how="any")
+    return [given.sel(form=form, drop=True) for form in forms]
+
+
+def middle(seconds: xr.DataArray) -> xr.DataArray:
+    """The median over turns, of those that were timed."""
+    return seconds.median("turn", skipna=True)
+
+
+def peak_share(data: Mapping[str, xr.Dataset]) -> xr.DataArray:
+    """Of the peak in float32, by sweep and runs: what the engine's matrix products reach."""
+    rates, peak = data["rates"], data["peak"].flops.median()
+    return rates.flops / middle(rates.seconds.sel(form="sweep", drop=True)) / peak
+
+
+def tables(data: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """For the json: medians over turns, and what was not measured."""
+    rates = data["rates"]
+
+    def cells(values: xr.DataArray) -> dict[str, Any]:
+        if values.ndim == 0:
+            return float(f"{float(values):.4g}")  # type: ignore[return-value]
+        dim = values.dims[0]
+        kept = values.dropna(dim, how="all")
+        return {str(kept[dim].values[i]): cells(kept[i]) for i in range(kept.sizes[dim])}
+
+    both = [letter for letter in "af" if letter in rates.problem]
+    steps = 1 / middle(rates.seconds)
+    cost = [middle(rates.seconds.sel(problem=letter, form="sweep")) for letter in both]
+    return {
+        "device": rates.attrs["devices"],
+        "not measured": json.loads(rates.attrs["notes"]),
+        "member-steps a second, by form, sweep and runs": cells(steps),
+        "the engine's matrix products, share of the peak in float32": cells(peak_share(data)),
+        "peak in float32, products a second": float(data["peak"].flops.median()),
+        "(f) to (a), the engine": cells(cost[1] / cost[0]) if len(cost) > 1 else {},
+        "the edge of stability": [str(claim) for claim in data["edge"].claim.values],
+    }

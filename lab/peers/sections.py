@@ -42,7 +42,14 @@ class Section:
         if self.rows() and self.rows()[-1].get("done"):
             return
         file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "lab.peers.sections", name, json.dumps(settings), file]
+        command = [
+            sys.executable,
+            "-m",
+            "lab.peers.sections",
+            name,
+            json.dumps(settings),
+            str(file),
+        ]
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(memory)
         if name == "torch":  # JAX draws its initial weights, and leaves it the accelerator
