@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ def rows(
     seeds: int,
     seconds: float,
     edge: bool,
-    section: Callable[..., Section] = Section,
 ) -> dict[str, list[Row]]:
     """{section: its rows}, in so many seconds; sections that are in the store are not run again.
 
@@ -40,7 +39,6 @@ def rows(
         seeds: draws that errors are measured on.
         seconds: that all may take.
         edge: whether the edge of stability is run.
-        section: how a section runs.
     """
     store.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
@@ -55,7 +53,7 @@ def rows(
         "rates": {"memory": 0.6, "groups": groups, **race},
         "torch": {"memory": 0.01, "runs": stacked, **race},
     }
-    made = {name: section(name, store / f"{name}.jsonl", **given) for name, given in wanted.items()}
+    made = {name: Section(name, store / f"{name}.jsonl", **given) for name, given in wanted.items()}
     for name in made.keys() - {"rates", "torch"}:
         made[name].ended(begun + COMPILED * seconds)
     stop = end - TORCH * seconds
@@ -148,7 +146,7 @@ def verdicts(rows: list[Row]) -> xr.Dataset:
 
 
 def whole(seconds: xr.DataArray, *forms: str) -> list[xr.DataArray]:
-    """Of one sweep the seconds of these forms, at the numbers of runs where every turn was timed."""
+    """Of one sweep the seconds of these forms, at the runs where every turn was timed."""
     given = seconds.sel(form=list(forms)).dropna("runs", how="any")
     return [given.sel(form=form, drop=True) for form in forms]
 
@@ -156,6 +154,18 @@ def whole(seconds: xr.DataArray, *forms: str) -> list[xr.DataArray]:
 def middle(seconds: xr.DataArray) -> xr.DataArray:
     """The median over turns, of those that were timed."""
     return seconds.median("turn", skipna=True)
+
+
+def mean(ratio: xr.DataArray) -> xr.DataArray:
+    """Geometric, over numbers of runs."""
+    return ratio.reduce(lambda a, axis: np.exp(np.log(a).mean(axis)), "runs")
+
+
+def to_best(seconds: xr.DataArray, i: int) -> xr.DataArray:
+    """Seconds at the i-th number of runs to those at the best of the others, by turn."""
+    others = seconds.drop_isel(runs=[i % seconds.sizes["runs"]])
+    best = int(np.argmin(others.mean("turn").values))
+    return seconds.isel(runs=i, drop=True) / others.isel(runs=best, drop=True)
 
 
 def peak_share(data: Mapping[str, xr.Dataset]) -> xr.DataArray:
