@@ -55,7 +55,7 @@ TOYS = {
         },
     ),
     "accelerator": Toy(
-        "--seeds 3 --turns 3",
+        "--draws 3 --turns 3",
         {
             "objectives in float32 err": (0.1, 30),
             "curvature in float32 err": (0.1, 60),

@@ -63,7 +63,7 @@ class Config:
     together: int = 2  # How many of them compile at the same time.
     turns: int = 8  # How often each contender is timed.
     steps: int = 600  # At most, of a run that is timed.
-    seeds: int = 8  # Draws that errors are measured on.
+    draws: int = 8  # Draws that errors are measured on.
     edge: bool = True  # Whether the edge of stability is run.
     seconds: float = 330.0  # All that it may take.
 
@@ -85,7 +85,7 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
         print("JAX sees no accelerator: a CPU alone, so at toy size")
         config = replace(config, **TOY)
     starts = range(0, len(config.runs), config.together)
-    rest = {n: getattr(config, n) for n in ("turns", "steps", "seeds", "seconds", "edge")}
+    rest = {n: getattr(config, n) for n in ("turns", "steps", "draws", "seconds", "edge")}
     groups = [config.runs[i : i + config.together] for i in starts]
     return check.datasets(check.rows(store, letters=config.problems, groups=groups, **rest))
 

@@ -24,7 +24,7 @@ def rows(
     groups: Sequence[Sequence[int]],
     turns: int,
     steps: int,
-    seeds: int,
+    draws: int,
     seconds: float,
     edge: bool,
 ) -> dict[str, list[Row]]:
@@ -36,7 +36,7 @@ def rows(
         groups: numbers of runs, those of a group compiled together.
         turns: how often each contender is timed.
         steps: at most, of a run that is timed.
-        seeds: draws that errors are measured on.
+        draws: of weights and data that errors are measured on.
         seconds: that all may take.
         edge: whether the edge of stability is run.
     """
@@ -47,7 +47,7 @@ def rows(
     race: dict[str, Any] = {"letters": letters, "turns": turns, "most": steps}
     stacked = [runs for group in groups for runs in group if runs >= 16] or [*groups[0]]
     wanted: dict[str, Any] = {
-        "accuracy": {"memory": 0.04, "seeds": seeds},
+        "accuracy": {"memory": 0.04, "seeds": draws},
         "resumed": {"memory": 0.04, "folder": f"{folder}/resumed"},
         **({"edge": {"memory": 0.08, "folder": f"{folder}/edge", "flags": []}} if edge else {}),
         "rates": {"memory": 0.6, "groups": groups, **race},
