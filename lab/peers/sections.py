@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lab
-
 Row = dict[str, Any]
 
 KILLS = 2
@@ -108,7 +106,7 @@ def torch(wait: Callable[[], float], **settings: Any) -> Iterator[Row]:
 
 def edge(wait: Callable[[], float], folder: str, flags: list[str]) -> Iterator[Row]:
     """The edge of stability's quick preset, by its command."""
-    root = Path(lab.__file__).parents[1]
+    root = Path(__file__).parents[2]
     (file,) = (root / "experiments").rglob("edge_of_stability.py")
     module = ".".join(file.relative_to(root).with_suffix("").parts)
     command = [sys.executable, "-m", module, "quick", "--into", str(Path(folder).absolute())]
