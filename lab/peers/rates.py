@@ -212,8 +212,12 @@ def in_torch(
     begun = time.perf_counter()
     for letter in letters:  # some seconds each
         if letter != "f" and time.perf_counter() - begun < COMPILING:
-            made[letter] = torch_forms.with_compiled(problems()[letter])
-            made[letter](EVERY, 1)
+            try:
+                made[letter] = torch_forms.with_compiled(problems()[letter])
+                made[letter](EVERY, 1)
+            except Exception as error:  # it needs a compiler of its own
+                made.pop(letter, None)
+                yield _failed(letter, "compiled", 1, error)
     end = wait() + time.perf_counter()
     for letter in letters:
         problem = problems()[letter]
@@ -227,10 +231,15 @@ def in_torch(
                 yield from _torch_turns(letter, count, forms, turns, most, end)
 
 
+def _failed(letter: str, form: str, runs: int, error: Exception) -> Row:
+    said = " ".join(str(error).split())[:160]
+    return {"note": f"({letter}) {form} at {runs} runs: {said or type(error).__name__}"}
+
+
 def _torch_turns(
     letter: str, runs: int, forms: dict[str, Any], turns: int, most: int, end: float
 ) -> Iterator[Row]:
-    """Turn about, each as long as half a second, or one stretch between two records."""
+    """Turn about, each as long as a tenth of a second, or one stretch between two records."""
     shortest = INSPECT_EVERY if problems()[letter].sharpness else EVERY
     steps: dict[str, int] = {}
     for name, run in forms.items():
