@@ -215,9 +215,10 @@ def figure(data: dict[str, xr.Dataset]) -> Figure:
     """Speed, against rivals and the peak, by number of runs; errors by quantity."""
     many, one = check.middle(data["rates"].seconds), data["accuracy"]
     letters, reached = many.problem.values.tolist(), check.peak_share(data)
-    first = "b" if "b" in letters else letters[0]
+    first = "b" if "b" in letters else "".join(letters[:1])
     with panels(2, rows=2, ratio=0.95) as (result, (speed, rivals, share, errors)):
-        for style, (form, label) in zip(STYLES, NAMES.items(), strict=False):
+        named = NAMES.items() if letters else ()
+        for style, (form, label) in zip(STYLES, named, strict=False):
             drawn(speed, 1 / many.sel(problem=first, form=form), label=label, **style)
         for style, letter in zip(STYLES, letters, strict=False):
             at = many.sel(problem=letter)
@@ -234,9 +235,8 @@ def figure(data: dict[str, xr.Dataset]) -> Figure:
             key(axes, columns=2 if axes is speed else 3)
         speed.set(xlabel="runs (*: one by one)")
         places = np.arange(one.quantity.size)
-        for style, (name, label) in zip(
-            STYLES, {"error": "float32", "control": "inputs of ten bits"}.items(), strict=False
-        ):
+        kinds = {"error": "float32", "control": "inputs of ten bits"} if places.size else {}
+        for style, (name, label) in zip(STYLES, kinds.items(), strict=False):
             middle = one[name].median("seed")
             bars = (middle - one[name].min("seed"), one[name].max("seed") - middle)
             style = {**style, "linestyle": "none", "markersize": 3, "capsize": 2}
