@@ -26,6 +26,9 @@ from lab.sweep.run import compiling
 Row = dict[str, Any]
 Run = Callable[[], Any]
 
+STEPS = {"a": 200, "b": 600, "c": 50, "d": 200, "f": 200}
+"""Of a run when fewer than 4,096 are timed; others take 100."""
+
 COMPILING = 60
 """Seconds after which `torch.compile` is given no further sweep."""
 
@@ -38,7 +41,7 @@ ALONE = 4
 
 def steps_of(letter: str, runs: int, most: int) -> int:
     """How many steps are timed: more where they are short; multiples of what is recorded."""
-    long = {"b": 600, "d": 200}.get(letter, 100) if runs < 4096 else INSPECT_EVERY
+    long = STEPS.get(letter, 100) if runs < 4096 else INSPECT_EVERY
     return min(long, most)
 
 
@@ -105,7 +108,7 @@ def _turns(
             }
     if "sweep" in racing:
         racing["again"] = racing["sweep"]
-    for turn in range(turns if turns * first < 6 else 3 if 3 * first < 9 else 1):
+    for turn in range(turns if turns * first < 12 else 3 if 3 * first < 9 else 1):
         for name, run in racing.items():
             begun = time.perf_counter()
             run()
