@@ -234,8 +234,8 @@ TOYS = {
             "--pool 4 --hidden 8 --krylov 4"
         ),
         {
-            "lr 1: sharpness hovers": (0.9, 1.3),
-            "lr 0.05, linearised network: sharpness is": (-0.15, 0.15),
+            "lr 1: sharpness goes to": (0.9, 1.3),
+            "lr 0.05, 2 / lr not reached": (0.01, 0.2),
         },
     ),
 }
@@ -354,7 +354,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
     name = "edge_of_stability"
     flags, holds = TOYS[name]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", module(name), *flags.split()],
+        [sys.executable, "-W", "error", "-m", "experiments", name, *flags.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
@@ -396,6 +396,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "ms: (1.5, 3.0); give them ascending, with [1.5, 1.99, 2.01, 3.0, 3.99, 4.01]",
         ),
         ("catapult_activations --examples 1", "examples: 1; give two or more"),
+        ("edge_of_stability --lrs 1.0 0.5", "lrs: (1.0, 0.5); give two or more, ascending"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
