@@ -107,16 +107,19 @@ TOYS = {
             "with flipped labels it goes elsewhere": (-1.0, 0.9),
         },
     ),
-    "catapult": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --curved-steps 40 --widths 8 --ms 1.0 3.0 4.5 "
-            "--curved 1.0 3.0 --straight 1.0 3.0 --layers 1 --hidden 8 --examples 10"
-        ),
+    "catapult_linear": Toy(
+        ("--seeds 3 --steps 40 --widths 8 --ms 1.5 1.99 2.01 3.0 3.99 4.01"),
         {
             "two linear layers follow the recursion": (0, 1e-09),
             "not with a frozen kernel": (0.1, INF),
-            "linear, width 8: the limit is 4": (3.7, 4.3),
-            "linearised: the limit is 2": (1.9, 2.1),
+            "linearised it is not": (1.7, 2.1),
+        },
+    ),
+    "catapult_activations": Toy(
+        "--seeds 3 --steps 60 --hidden 8 --examples 10",
+        {
+            "linearised: it is not": (1.9, 2.1),
+            "two hidden tanh layers": (2.1, 7.0),
         },
     ),
     "in_context_regression": Toy(
@@ -236,8 +239,8 @@ TOYS = {
             "--pool 4 --hidden 8 --krylov 4"
         ),
         {
-            "lr 1: sharpness hovers": (0.9, 1.3),
-            "lr 0.05, linearised network: sharpness is": (-0.15, 0.15),
+            "lr 1: sharpness goes to": (0.9, 1.3),
+            "lr 0.05, 2 / lr not reached": (0.01, 0.2),
         },
     ),
 }
@@ -356,7 +359,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
     name = "edge_of_stability"
     flags, holds = TOYS[name]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", module(name), *flags.split()],
+        [sys.executable, "-W", "error", "-m", "experiments", name, *flags.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
@@ -394,6 +397,12 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ),
         ("sgd_recursion --steps 4", "steps: 4; give 8 or more"),
         ("batch_doubling --sizes 2 3", "sizes: (2, 3); give two or more, each twice the last"),
+        (
+            "catapult_linear --ms 1.5 3.0",
+            "ms: (1.5, 3.0); give them ascending, with [1.5, 1.99, 2.01, 3.0, 3.99, 4.01]",
+        ),
+        ("catapult_activations --examples 1", "examples: 1; give two or more"),
+        ("edge_of_stability --lrs 1.0 0.5", "lrs: (1.0, 0.5); give two or more, ascending"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
