@@ -68,12 +68,18 @@ TOYS = {
             "at 0.02 of these rates it is not": (-0.5, 2.0),
         },
     ),
-    "linear_networks": Toy(
-        "--seeds 3 --steps 2000 --every 20 --scales 0.3 0.4 --small 0.1 --momenta 0 0.9",
+    "linear_modes": Toy(
+        "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
             "depth 2, balanced: modes are learned when": (0, 0.005),
-            "depth 2: not so from the naive": (0.03, INF),
-            "depth 2: the weakest mode is learned long": (2.0, 5.0),
+            "depth 2: not as from u_0 = scale^depth": (0.03, INF),
+        },
+    ),
+    "linear_momentum": Toy(
+        "--steps 6000 --every 5 --momenta 0 0.9",
+        {
+            "the plateau's growth is the larger root": (0, 0.005),
+            "not the flow with its time rescaled": (0.1, 1.0),
         },
     ),
     "sgd_recursion": Toy(
@@ -403,6 +409,12 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ),
         ("catapult_activations --examples 1", "examples: 1; give two or more"),
         ("edge_of_stability --lrs 1.0 0.5", "lrs: (1.0, 0.5); give two or more, ascending"),
+        ("linear_modes --depths 2 3", "depths: (2, 3); give two or more, ascending from 1"),
+        (
+            "linear_momentum --momenta 0.5 1.0",
+            "momenta: (0.5, 1.0); give them ascending from 0, below 1",
+        ),
+        ("linear_momentum --seeds 2", "seeds: 2; give 1, they all make the same"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
