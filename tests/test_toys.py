@@ -97,13 +97,17 @@ TOYS = {
         },
     ),
     "central_flow": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 "
-            "--directions 2 --several-steps 40 --picture-steps 20"
-        ),
+        "--seeds 3 --steps 40 --warm-steps 20 --examples 20 --hidden 4",
         {
-            "its mean loss is L + tr X / lr": (0.97, 1.03),
+            "its mean loss is L + tr X / lr": (0.7, 1.1),
             "lr 0.05, below the edge: both flows are alike": (0.5, 2),
+        },
+    ),
+    "central_flow_several": Toy(
+        "--seeds 3 --steps 20 --warm-steps 20 --examples 20 --hidden 4 --directions 2",
+        {
+            "the mean loss is L + tr X / lr": (0.9, 1.1),
+            "lr 0.05: they are not": (0, 0),
         },
     ),
     "token_selection": Toy(
@@ -415,6 +419,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "momenta: (0.5, 1.0); give them ascending from 0, below 1",
         ),
         ("linear_momentum --seeds 2", "seeds: 2; give 1, they all make the same"),
+        ("central_flow --lrs 0.3 0.05", "lrs: (0.3, 0.05); give two, ascending"),
+        ("central_flow_several --lrs 0.5", "lrs: (0.5,); give two, ascending"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
