@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from lab.experiment import main
-from lab.peers import memory, race
+from lab.peers import check, memory, race, sections
 
 ROOT = Path(__file__).parents[1]
 MODULES = {file.stem: file for file in sorted((ROOT / "experiments").rglob("[!_]*.py"))}
@@ -52,6 +52,16 @@ TOYS = {
         {
             "every contender computes the same losses": (0, 0.0001),
             "another seed's losses differ": (0.01, INF),
+        },
+    ),
+    "accelerator": Toy(
+        "--draws 3 --turns 3",
+        {
+            "objectives in float32 err": (0.1, 30),
+            "curvature in float32 err": (0.1, 60),
+            "inputs of TF32's ten bits err": (30, INF),
+            "killed twice and resumed": (0, 0),
+            "with other seeds it does not": (1, INF),
         },
     ),
     "momentum_edge": Toy(
@@ -303,6 +313,26 @@ class Here:
         pass
 
 
+class Within:
+    """A section in this process; that of a store without the kills, none in PyTorch."""
+
+    def __init__(self, name, file, *, memory, **settings):
+        self.found = [{"note": f"{name} is not of this process"}]
+        if name in ("accuracy", "rates"):
+            self.found = [*sections.SECTIONS[name](lambda: 60.0, **settings)]
+        if name == "resumed":
+            self.found = [{"killed": 0, "differs": 0, "control": 9}]
+
+    def go(self, seconds):
+        pass
+
+    def ended(self, until):
+        pass
+
+    def rows(self):
+        return [*self.found, {"done": True}]
+
+
 def supposed(form: str, runs: int, examples: int) -> memory.Cost:
     """What a sweep would cost, had it a second of compilation."""
     return memory.Cost(1 + runs / 100, 5e8 if form == "sweep" else 5e6 * runs)
@@ -321,6 +351,8 @@ def test_a_toy_keeps_what_it_claims_and_redraws_it(name, tmp_path, monkeypatch, 
     experiment = importlib.import_module(module(name))
     if name == "throughput":
         monkeypatch.setattr(experiment, "Contender", Here)
+    if name == "accelerator":
+        monkeypatch.setattr(check, "Section", Within)
     if name == "bounded_memory":
         monkeypatch.setattr(experiment, "cost", supposed)
     assert command(name, flags) in (0, 1)

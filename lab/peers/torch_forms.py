@@ -1,12 +1,13 @@
 """The contenders in PyTorch (the optional extra `peers`): eager run after run, and stacked models.
 
 Forms are as in `jax_forms`. Initial weights, and the batches of the runs that are compared, come
-from JAX, so that every contender computes the same numbers. Each form takes one thread or all,
-whichever it finds faster.
+from JAX, so that every contender computes the same numbers, on a GPU where PyTorch sees one. On a
+CPU each form takes one thread or all, whichever it finds faster.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,16 +24,26 @@ Batches = Callable[[int], Any]
 """batches(t) -> indices of the examples of step t, or None for all of them."""
 
 
-def with_eager(problem: Problem) -> Run:
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as the lab does
+
+
+def with_compiled(problem: Problem) -> Run:
+    """As `with_eager`, the loss and its gradient by `torch.compile`."""
+    return with_eager(problem, compiled=True)
+
+
+def with_eager(problem: Problem, *, compiled: bool = False) -> Run:
     """Autograd and `torch.optim`, run after run; sharpness by SciPy's `eigsh`."""
     x, y = examples(problem)
+    value_of = torch.compile(partial(loss, problem)) if compiled else partial(loss, problem)
 
     def solo(weights: Weights, steps: int, batches: Batches) -> dict[str, list[float]]:
         leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
         made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[problem.optimizer]
         optimizer = made(list(leaves.values()), lr=problem.lr)
         records: dict[str, list[float]] = {name: [] for name in kept(problem)}
-        value = torch.tensor(torch.finfo(torch.float32).max)
+        value = torch.tensor(torch.finfo(torch.float32).max, device=DEVICE)
         for t in range(steps + 1):
             if problem.sharpness and t % INSPECT_EVERY == 0:
                 records["sharpness"].append(sharpness(problem, leaves, x, y))
@@ -43,21 +54,21 @@ def with_eager(problem: Problem) -> Run:
             index = batches(t)
             batch = (x, y) if index is None else (x[index], y[index])
             optimizer.zero_grad()
-            value = loss(problem, leaves, *batch)
+            value = value_of(leaves, *batch)
             value.backward()
             optimizer.step()
         return records
 
     def run(steps: int, runs: int) -> tuple[float, Records, str]:
-        starts = initial(problem, runs)
+        starts, drawn = initial(problem, runs), [batches(problem, i) for i in range(runs)]
         begun = time.perf_counter()
         records = [
-            solo({k: w[i] for k, w in starts.items()}, steps, batches(problem, i))
-            for i in range(runs)
+            solo({k: w[i] for k, w in starts.items()}, steps, one) for i, one in enumerate(drawn)
         ]
+        wait()
         seconds = time.perf_counter() - begun
         stacked = {name: np.array([r[name] for r in records]) for name in kept(problem)}
-        return seconds, stacked, f"{torch.get_num_threads()} threads"
+        return seconds, stacked, note()
 
     return faster_threads(run, runs=1)
 
@@ -81,12 +92,14 @@ def with_func(problem: Problem) -> Run:
 
         gradient = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, shared, shared))
         drawn = [batches(problem, i) for i in range(runs)]
-        losses, records = torch.full((runs,), torch.finfo(torch.float32).max), []
+        greatest, records = torch.finfo(torch.float32).max, []
+        losses = torch.full((runs,), greatest, device=DEVICE)
+        wait()
         begun = time.perf_counter()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # vmap batches no other kind
             for t in range(steps + 1):
                 if t % EVERY == 0:
-                    records.append(losses.numpy())
+                    records.append(losses.cpu().numpy())
                 if t == steps:
                     break
                 batch = (x, y)
@@ -97,14 +110,17 @@ def with_func(problem: Problem) -> Run:
                 for name, g in gradients.items():
                     weights[name].grad = g
                 optimizer.step()
+        wait()
         seconds = time.perf_counter() - begun
-        return seconds, {"loss": np.stack(records, axis=1)}, f"{torch.get_num_threads()} threads"
+        return seconds, {"loss": np.stack(records, axis=1)}, note()
 
     return faster_threads(run, runs=problem.runs)
 
 
 def faster_threads(run: Run, *, runs: int) -> Run:
     """`run` under one thread or all of them: timed on a few steps, then fixed."""
+    if DEVICE.type != "cpu":
+        return run
     most = torch.get_num_threads()
     seconds = {}
     for threads in sorted({1, most}):
@@ -115,9 +131,20 @@ def faster_threads(run: Run, *, runs: int) -> Run:
     return run
 
 
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def note() -> str:
+    """Where it ran."""
+    return "on the device" if DEVICE.type == "cuda" else f"{torch.get_num_threads()} threads"
+
+
 def examples(problem: Problem) -> tuple[Any, Any]:
     """The training set as tensors; classes and tokens as int64."""
-    x, y = (torch.from_numpy(np.array(a)) for a in problem.examples.values())
+    x, y = (torch.from_numpy(np.array(a)).to(DEVICE) for a in problem.examples.values())
     return x.long() if x.dtype == torch.int32 else x, y.long() if y.dtype == torch.int32 else y
 
 
@@ -132,7 +159,9 @@ def initial(problem: Problem, runs: int) -> Weights:
     tree = jax.jit(jax.vmap(params))(np.arange(runs))
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): torch.from_numpy(np.array(leaf))
+        jax.tree_util.keystr(path, simple=True, separator="/"): torch.from_numpy(np.array(leaf)).to(
+            DEVICE
+        )
         for path, leaf in flat
     }
 
@@ -146,13 +175,13 @@ def batches(problem: Problem, seed: int) -> Batches:
     if problem.batch is None:
         return lambda t: None
     count, size = len(problem.examples["x"]), problem.batch
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     same = jax_batches(problem, seed) if seed < 4 else None
 
     def drawn(t: int) -> Any:
         if same is not None and t < COMPARED:
             return same[t]
-        return torch.randint(count, (size,), generator=generator)
+        return torch.randint(count, (size,), generator=generator, device=DEVICE)
 
     return drawn
 
@@ -164,14 +193,15 @@ def jax_batches(problem: Problem, seed: int) -> Any:
     count = np.arange(len(problem.examples["x"]))
     _, key, _ = jax.random.split(jax.random.key(seed), 3)
     draw = jax.vmap(lambda t: minibatch(key, t, jax.numpy.asarray(count), size=problem.batch or 1))
-    return torch.from_numpy(np.array(jax.jit(draw)(np.arange(COMPARED)))).long()
+    return torch.from_numpy(np.array(jax.jit(draw)(np.arange(COMPARED)))).long().to(DEVICE)
 
 
 def indices(problem: Problem, drawn: list[Batches], t: int, runs: int) -> Any:
     """Batches of all runs at step t: drawn at once where they need not be JAX's."""
+    count, size = len(problem.examples["x"]), problem.batch or 1
     if t >= COMPARED:
-        return torch.randint(len(problem.examples["x"]), (runs, problem.batch or 1))
-    rest = torch.randint(len(problem.examples["x"]), (max(0, runs - 4), problem.batch or 1))
+        return torch.randint(count, (runs, size), device=DEVICE)
+    rest = torch.randint(count, (max(0, runs - 4), size), device=DEVICE)
     return torch.cat([torch.stack([one(t) for one in drawn[:4]]), rest])
 
 
@@ -195,9 +225,9 @@ def sharpness(problem: Problem, weights: Weights, x: Any, y: Any) -> float:
     gradient = torch.cat([g.reshape(-1) for g in gradients])
 
     def product(vector: np.ndarray) -> np.ndarray:
-        v = torch.from_numpy(vector.astype(np.float32)).reshape(-1)
+        v = torch.from_numpy(vector.astype(np.float32)).reshape(-1).to(DEVICE)
         parts = torch.autograd.grad(gradient, leaves, grad_outputs=v, retain_graph=True)
-        return torch.cat([p.reshape(-1) for p in parts]).numpy()
+        return torch.cat([p.reshape(-1) for p in parts]).cpu().numpy()
 
     n = gradient.numel()
     operator = LinearOperator((n, n), matvec=product, dtype=np.float32)
