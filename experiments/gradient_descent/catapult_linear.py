@@ -10,8 +10,8 @@ diverges. The border is at 4 exactly, at every width (`lab.theory.catapult`); li
 
 Expect borders within the grid's step of 4 and 2, and the recursion to the digits of float64. A run
 has converged when its loss ends below a tenth of the first: at m = 2.01 that takes some 600 steps
-(400 were too few for the widest). More than 200 lines because path and
-border are held to the same recursion.
+(400 were too few for the widest). More than 200 lines because path and border are held to the same
+recursion.
 
 Source: Lewkowycz, Bahri, Dyer, Sohl-Dickstein and Gur-Ari 2020, arXiv 2003.02218: section 2 and
 equations 4 and 5. Widths and steps were chosen on seeds from 100 on, which no preset uses.

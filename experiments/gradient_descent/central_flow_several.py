@@ -12,9 +12,9 @@ side; the control is the same network at a tenth of the rate, whose 2 / lr is no
 
 Expect variance within a tenth, on average over seeds, loss within 3% (a fifth more than L alone),
 and two eigenvalues at the edge for a quarter of the race in three seeds of four: inconclusive with
-sixteen, though seven of eight did so in trials. (A flow of one
-direction follows whichever eigenvalue is on top, and predicts the same sums here.) More than 200
-lines because the way to the common start is part of it.
+sixteen, though seven of eight did so in trials. (A flow of one direction follows whichever
+eigenvalue is on top, and predicts the same sums here.) More than 200 lines because the way to the
+common start is part of it.
 
 Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, section 3. Settings and
 tolerances were chosen on seeds 100 to 103, which no preset uses.
