@@ -9,9 +9,10 @@ it hovers, while the loss falls on, no longer at every step.
     python -m experiments edge_of_stability          # quick: a minute on two cores
     python -m experiments edge_of_stability paper    # 3 minutes; writes figures/
 
-Expect lr x sharpness / 2 at 1.00 to 1.03 at every rate above the smallest, which stays below its
-2 / lr (as 0.1 does in these steps). At lr 1 sharpness falls from 2.7 to 2 and does not sharpen. At
-the usual scale (--gain 1) the start is already at 15, and sharpness first falls.
+Expect lr x sharpness / 2 at 1.00 to 1.01 (1.03 after 2,000 steps) at every rate above the smallest,
+which stays below its 2 / lr (as 0.1 does in these steps). At lr 1 sharpness falls from 2.7 to 2 and
+does not sharpen. At the usual scale (--gain 1) the start is already at 15, and sharpness first
+falls.
 
 Source: Cohen, Kaur, Li, Kolter and Talwalkar 2021, arXiv 2103.00065: progressive sharpening and
 the edge of stability. Rates were chosen on seeds 100 and 101, which no preset uses. Whether the
