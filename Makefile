@@ -6,7 +6,7 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c con
 .PHONY: demo test test-all paper benchmark gallery replicate clean
 
 demo: .venv/runs  ## the edge of stability, quick preset: progress, claims, figure
-	.venv/bin/python -m experiments.edge_of_stability quick
+	.venv/bin/python -m experiments edge_of_stability
 
 test: .venv/tests  ## lint, types, doctests and tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -17,7 +17,7 @@ test-all: .venv/tests  ## the same, and what is slow by nature; forms in PyTorch
 	.venv/bin/python -m pytest -n 2 --dist loadgroup --durations=25 -m "slow or not slow"
 
 paper: .venv/runs  ## the edge of stability as committed (three minutes on two cores)
-	.venv/bin/python -m experiments.edge_of_stability paper
+	.venv/bin/python -m experiments edge_of_stability paper
 
 benchmark: .venv/runs  ## the engine against jit(vmap(scan)), side by side
 	.venv/bin/python -m tests.benchmark_sweep

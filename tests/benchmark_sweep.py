@@ -78,7 +78,7 @@ def problem():
     """The paper preset's process and data."""
     from functools import partial
 
-    from experiments.edge_of_stability import PRESETS, training
+    from experiments.gradient_descent.edge_of_stability import PRESETS, training
     from lab.data import mnist
 
     config = PRESETS["paper"]

@@ -78,12 +78,18 @@ TOYS = {
             "at 0.02 of these rates it is not": (-0.5, 2.0),
         },
     ),
-    "linear_networks": Toy(
-        "--seeds 3 --steps 2000 --every 20 --scales 0.3 0.4 --small 0.1 --momenta 0 0.9",
+    "linear_modes": Toy(
+        "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
             "depth 2, balanced: modes are learned when": (0, 0.005),
-            "depth 2: not so from the naive": (0.03, INF),
-            "depth 2: the weakest mode is learned long": (2.0, 5.0),
+            "depth 2: not as from u_0 = scale^depth": (0.03, INF),
+        },
+    ),
+    "linear_momentum": Toy(
+        "--steps 6000 --every 5 --momenta 0 0.9",
+        {
+            "the plateau's growth is the larger root": (0, 0.005),
+            "not the flow with its time rescaled": (0.1, 1.0),
         },
     ),
     "sgd_recursion": Toy(
@@ -101,13 +107,17 @@ TOYS = {
         },
     ),
     "central_flow": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --warm-steps 20 --examples 20 --hidden 4 "
-            "--directions 2 --several-steps 40 --picture-steps 20"
-        ),
+        "--seeds 3 --steps 40 --warm-steps 20 --examples 20 --hidden 4",
         {
-            "its mean loss is L + tr X / lr": (0.97, 1.03),
+            "its mean loss is L + tr X / lr": (0.7, 1.1),
             "lr 0.05, below the edge: both flows are alike": (0.5, 2),
+        },
+    ),
+    "central_flow_several": Toy(
+        "--seeds 3 --steps 20 --warm-steps 20 --examples 20 --hidden 4 --directions 2",
+        {
+            "the mean loss is L + tr X / lr": (0.9, 1.1),
+            "lr 0.05: they are not": (0, 0),
         },
     ),
     "token_selection": Toy(
@@ -117,16 +127,19 @@ TOYS = {
             "with flipped labels it goes elsewhere": (-1.0, 0.9),
         },
     ),
-    "catapult": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --curved-steps 40 --widths 8 --ms 1.0 3.0 4.5 "
-            "--curved 1.0 3.0 --straight 1.0 3.0 --layers 1 --hidden 8 --examples 10"
-        ),
+    "catapult_linear": Toy(
+        ("--seeds 3 --steps 40 --widths 8 --ms 1.5 1.99 2.01 3.0 3.99 4.01"),
         {
             "two linear layers follow the recursion": (0, 1e-09),
             "not with a frozen kernel": (0.1, INF),
-            "linear, width 8: the limit is 4": (3.7, 4.3),
-            "linearised: the limit is 2": (1.9, 2.1),
+            "linearised it is not": (1.7, 2.1),
+        },
+    ),
+    "catapult_activations": Toy(
+        "--seeds 3 --steps 60 --hidden 8 --examples 10",
+        {
+            "linearised: it is not": (1.9, 2.1),
+            "two hidden tanh layers": (2.1, 7.0),
         },
     ),
     "in_context_regression": Toy(
@@ -157,7 +170,7 @@ TOYS = {
         {"2 blocks: warm-up raises": (-6.0, 6.0), "1 block: it does not": (-6.0, 6.0)},
     ),
     "trainable_depth": Toy(
-        "--layers 1 2 3 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20",
+        "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20",
         {
             "attention alone, no skip": (0.5, 3.0),
             "with a skip all do": (2.0, 3.0),
@@ -246,8 +259,8 @@ TOYS = {
             "--pool 4 --hidden 8 --krylov 4"
         ),
         {
-            "lr 1: sharpness hovers": (0.9, 1.3),
-            "lr 0.05, linearised network: sharpness is": (-0.15, 0.15),
+            "lr 1: sharpness goes to": (0.9, 1.3),
+            "lr 0.05, 2 / lr not reached": (0.01, 0.2),
         },
     ),
 }
@@ -388,7 +401,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
     name = "edge_of_stability"
     flags, holds = TOYS[name]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", module(name), *flags.split()],
+        [sys.executable, "-W", "error", "-m", "experiments", name, *flags.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
@@ -426,6 +439,20 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ),
         ("sgd_recursion --steps 4", "steps: 4; give 8 or more"),
         ("batch_doubling --sizes 2 3", "sizes: (2, 3); give two or more, each twice the last"),
+        (
+            "catapult_linear --ms 1.5 3.0",
+            "ms: (1.5, 3.0); give them ascending, with [1.5, 1.99, 2.01, 3.0, 3.99, 4.01]",
+        ),
+        ("catapult_activations --examples 1", "examples: 1; give two or more"),
+        ("edge_of_stability --lrs 1.0 0.5", "lrs: (1.0, 0.5); give two or more, ascending"),
+        ("linear_modes --depths 2 3", "depths: (2, 3); give two or more, ascending from 1"),
+        (
+            "linear_momentum --momenta 0.5 1.0",
+            "momenta: (0.5, 1.0); give them ascending from 0, below 1",
+        ),
+        ("linear_momentum --seeds 2", "seeds: 2; give 1, they all make the same"),
+        ("central_flow --lrs 0.3 0.05", "lrs: (0.3, 0.05); give two, ascending"),
+        ("central_flow_several --lrs 0.5", "lrs: (0.5,); give two, ascending"),
         ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
         ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
         ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
@@ -449,7 +476,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "norm_rates --lrs 0.1 0.01 1",
             "lrs: (0.1, 0.01, 1.0); give three or more, ascending",
         ),
-        ("trainable_depth --layers 1 3", "layers: (1, 3); give 1, 2, 3, and on without a gap"),
+        ("trainable_depth --layers 1 3", "layers: (1, 3); give 1, 2, and on without a gap"),
         ("trainable_depth --tokens 1", "tokens: 1; give two or more"),
         ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
         ("throughput --forms pmap", "forms: 'pmap' is not one of eager, func, loop, scan, vmap"),

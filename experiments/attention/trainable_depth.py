@@ -108,8 +108,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     Raises:
         BadInput: numbers of blocks that are not 1, 2, ...; fewer than two tokens.
     """
-    if list(config.layers) != list(range(1, len(config.layers) + 1)) or len(config.layers) < 3:
-        raise BadInput(f"layers: {config.layers}; give 1, 2, 3, and on without a gap")
+    if list(config.layers) != list(range(1, len(config.layers) + 1)) or len(config.layers) < 2:
+        raise BadInput(f"layers: {config.layers}; give 1, 2, and on without a gap")
     if config.tokens < 2:
         raise BadInput(f"tokens: {config.tokens}; give two or more")
     data = sweep(

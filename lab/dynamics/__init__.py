@@ -5,6 +5,7 @@ from lab.dynamics.central_flow import CentralFlow, central_flow, complementary
 from lab.dynamics.descent import Descent, descent
 from lab.dynamics.flow import Flow, gradient_flow
 from lab.dynamics.followed import Followed, followed
+from lab.dynamics.race import race, until_edge
 
 __all__ = [
     "Bootstrap",
@@ -18,4 +19,6 @@ __all__ = [
     "descent",
     "followed",
     "gradient_flow",
+    "race",
+    "until_edge",
 ]
