@@ -117,7 +117,7 @@ def _main(experiment: ModuleType, argv: list[str]) -> int:
         "config": dataclasses.asdict(config),
         "claims": [plain(claim) for claim in claims],
         "diverged": diverged,
-        **_provenance(experiment, data, seconds),
+        **_provenance(data, folder, seconds),
     }
     if hasattr(experiment, "tables"):
         report["tables"] = experiment.tables(_as_given(experiment, data))
@@ -202,7 +202,7 @@ def _run(experiment: ModuleType, config: Any, folder: Path, fresh: bool) -> Any:
             shutil.rmtree(begun, ignore_errors=True)
         over = f" (or delete {begun})" if fresh else " (--fresh)"
         raise BadInput(f"{error}{over}" if "store" in str(error) else str(error)) from error
-    _keep(data, config, begun)
+    _keep(data, config, _code(experiment), begun)
     if fresh:
         if folder.exists():
             folder.rename(old)
@@ -243,7 +243,7 @@ def _seconds(folder: Path) -> float:
     return float(file.read_text()) if file.exists() else 0.0
 
 
-def _keep(data: Any, config: Any, folder: Path) -> None:
+def _keep(data: Any, config: Any, code: Mapping[str, Any], folder: Path) -> None:
     """Keep the finished Datasets for `--plot`; the config, written last, says they are whole."""
     (folder / "config.json").unlink(missing_ok=True)
     for name, one in data.items():
@@ -251,7 +251,7 @@ def _keep(data: Any, config: Any, folder: Path) -> None:
         words = {key: c.astype(object) for key, c in one.coords.items() if c.dtype.kind == "U"}
         kept = one.assign_coords(words)
         kept.to_zarr(folder / "data" / f"{name}.zarr", mode="w", consolidated=False)
-    kept_as = {"data": [*data], **json.loads(json.dumps({"config": dataclasses.asdict(config)}))}
+    kept_as = {"data": [*data], "config": dataclasses.asdict(config), "code": code}
     (folder / "config.json").write_text(json.dumps(kept_as, indent=1) + "\n")
 
 
@@ -263,6 +263,8 @@ def _finished(folder: Path, config: Any) -> dict[str, Any]:
     if not file.exists():
         raise BadInput(f"--plot: no finished run in {folder}; leave --plot out to make one")
     held = json.loads(file.read_text())
+    if not {"config", "data", "code"} <= held.keys():
+        raise BadInput(f"--plot: {folder} was kept by an earlier version; leave --plot out")
     for field, asked in json.loads(json.dumps(dataclasses.asdict(config))).items():
         before = held["config"].get(field)
         if before != asked:
@@ -288,9 +290,20 @@ def _diverged(experiment: ModuleType, data: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _provenance(experiment: ModuleType, data: Any, seconds: float) -> dict[str, Any]:
+def _provenance(data: Any, folder: Path, seconds: float) -> dict[str, Any]:
     """What it took: versions, commit, machine, layout, seconds."""
     layouts = {n: json.loads(d.attrs["layout"]) for n, d in data.items() if "layout" in d.attrs}
+    return {
+        **json.loads((folder / "config.json").read_text())["code"],
+        "device": next((d.attrs["devices"] for d in data.values() if "devices" in d.attrs), None),
+        "layout": layouts,
+        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+        "seconds": round(seconds, 1),
+    }
+
+
+def _code(experiment: ModuleType) -> dict[str, Any]:
+    """What runs: versions, and the commits of the experiment and, where it has another, of lab."""
     ran, engine = _commit(_file(experiment)), _commit(Path(__file__))
     return {
         "versions": {
@@ -299,10 +312,6 @@ def _provenance(experiment: ModuleType, data: Any, seconds: float) -> dict[str, 
         },
         "commit": ran,
         **({} if engine == ran else {"commit of lab": engine}),
-        "device": next((d.attrs["devices"] for d in data.values() if "devices" in d.attrs), None),
-        "layout": layouts,
-        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
-        "seconds": round(seconds, 1),
     }
 
 

@@ -230,6 +230,13 @@ def test_a_kill_while_a_fresh_run_is_put_in_its_place_loses_nothing(command):
     assert [f.name for f in Path("runs/decay").iterdir()] == ["quick"]
 
 
+def test_what_an_earlier_version_kept_is_refused_in_one_line(command):
+    command()
+    Path("runs/decay/quick/config.json").write_text('{"steps": 4}')
+    refused = command("--plot")
+    assert refused.status == 2 and "was kept by an earlier version" in refused.err
+
+
 def test_bad_input_to_a_fresh_run_leaves_no_trace(command):
     command()
     assert command("--fresh --steps -5").status == 2
@@ -283,8 +290,12 @@ def test_the_commit_is_that_of_the_code_and_not_of_the_folder(command, tmp_path)
     assert left["commit"] is None and left["commit of lab"] != given("rev-parse", "HEAD")[:12]
     given("add", "physics")
     given("commit", "-q", "-m", "code")
-    command("--plot")
-    assert report("runs/decay/quick")["commit"] == given("rev-parse", "--short=12", "HEAD")
+    command("--fresh")
+    ran = report("runs/decay/quick")["commit"]
+    assert ran == given("rev-parse", "--short=12", "HEAD")
+    given("commit", "-q", "--allow-empty", "-m", "later")
+    command("--plot")  # redrawn: what ran is what ran
+    assert report("runs/decay/quick")["commit"] == ran
 
 
 def test_an_experiment_that_needs_float64_has_it(command, experiment, monkeypatch):

@@ -170,9 +170,9 @@ TOYS = {
         {"2 blocks: warm-up raises": (-6.0, 6.0), "1 block: it does not": (-6.0, 6.0)},
     ),
     "trainable_depth": Toy(
-        "--layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20",
+        "--parts MLPs --layers 1 2 --tokens 3 --width 4 --lrs 0.01 --seeds 3 --steps 40 --every 20",
         {
-            "attention alone, no skip": (0.5, 3.0),
+            "MLPs, no skip": (0.5, 3.0),
             "with a skip all do": (2.0, 3.0),
         },
     ),
@@ -477,6 +477,10 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "lrs: (0.1, 0.01, 1.0); give three or more, ascending",
         ),
         ("trainable_depth --layers 1 3", "layers: (1, 3); give 1, 2, and on without a gap"),
+        (
+            "trainable_depth --parts skips",
+            "parts: ('skips',); give some of attention alone, norm, MLPs",
+        ),
         ("trainable_depth --tokens 1", "tokens: 1; give two or more"),
         ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
         ("throughput --forms pmap", "forms: 'pmap' is not one of eager, func, loop, scan, vmap"),

@@ -11,8 +11,9 @@ PRICE: examples that a linear layer could do without at this loss, N + d + 1 - d
     python -m experiments softmax_heads paper    # six busy minutes; writes figures/
 
 Expect two thirds of an example for two heads at N = 10, sharper attention than the limit's, and
-five or six for one. Heads start as a pair, the second the first's negative (from unpaired random
-weights three of eight runs used one head only).
+five or six for one; at N = 40 two heads end above the limit, after so few steps. Heads start as a
+pair, the second the first's negative (from unpaired random weights three of eight runs used one
+head only).
 
 Source: He et al. 2025, arXiv 2503.12734 (debiased descent). Squared errors are heavy-tailed: scored
 on tasks held out, less the error there of the best linear step, whose loss is known. Rates, steps

@@ -58,6 +58,7 @@ VARIANTS = {  # skip, norm, MLP
 class Config:
     """Settings of the sweep."""
 
+    parts: tuple[str, ...] = tuple(PARTS)  # What a block has beside attention.
     layers: tuple[int, ...] = (1, 2, 3, 4, 5)  # Numbers of blocks, from 1 on.
     tokens: int = 8  # Symbols, and tokens in a sequence: each once.
     width: int = 16  # Width of a token; the MLP's is twice that.
@@ -110,12 +111,15 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     """
     if list(config.layers) != list(range(1, len(config.layers) + 1)) or len(config.layers) < 2:
         raise BadInput(f"layers: {config.layers}; give 1, 2, and on without a gap")
+    if not config.parts or not {*config.parts} <= {*PARTS}:
+        raise BadInput(f"parts: {config.parts}; give some of {', '.join(PARTS)}")
     if config.tokens < 2:
         raise BadInput(f"tokens: {config.tokens}; give two or more")
+    variants = {name: had for name, had in VARIANTS.items() if name.split(",")[0] in config.parts}
     data = sweep(
         partial(training, config=config),
         {"lr": config.lrs, "seed": seeds(config)},
-        static={"variant": VARIANTS, "layers": config.layers},
+        static={"variant": variants, "layers": config.layers},
         steps=config.steps,
         every=config.every,
         store=store,
@@ -138,7 +142,7 @@ def expected(config: Config) -> dict[str, Expected]:
             estimator="blocks up to which the loss falls below half of log(tokens), and 1/2",
             grid=0.5,
         )
-        for name in PARTS
+        for name in config.parts
     }
 
 
@@ -153,7 +157,8 @@ def trainable(data: xr.Dataset) -> xr.DataArray:
 def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
     """Depths that train, of each without and with a skip."""
     depth = trainable(data["blocks"])
-    return {name: (depth.sel(variant=name), depth.sel(variant=f"{name}, skip")) for name in PARTS}
+    names = [name for name in PARTS if name in depth.variant]
+    return {name: (depth.sel(variant=name), depth.sel(variant=f"{name}, skip")) for name in names}
 
 
 def figure(data: Mapping[str, xr.Dataset]) -> Figure:
@@ -161,7 +166,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     blocks = data["blocks"]
     share, own = blocks.share.isel(step=-1), blocks.residual.isel(step=0).clip(1e-17)
     with panels(2, ratio=0.85) as (result, (left, right)):
-        for i, (name, style) in enumerate(zip(VARIANTS, STYLES, strict=False)):
+        for i, (name, style) in enumerate(zip(blocks.variant.values, STYLES, strict=False)):
             shift = 0.06 * (i - 2.5)
             for axes, values in ((left, share), (right, own)):
                 at = values.sel(variant=name).assign_coords(layers=blocks.layers + shift)
