@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import pytest
 
 from lab.models import mlp
 from lab.objectives import mse
-from lab.sweep import run, sweep
+from lab.sweep import progress, run, sweep
 from lab.sweep.layout import Layout, available
 from lab.types import Dynamics
 from tests.processes import AXES, BATCH, CADENCE, X, Y, digest, minibatch
@@ -281,7 +282,7 @@ def test_the_layout_is_recorded_and_the_same_each_time():
     assert json.loads(one.layout)[0]["devices"] == min(5, available())
 
 
-def test_progress_is_silent_off_a_terminal_and_when_asked(capfd):
+def test_off_a_terminal_progress_of_a_short_sweep_is_silent_and_when_asked(capfd):
     axes = {"lr": [0.1], "seed": range(5)}
     for shown in (None, False):
         sweep(minibatch, axes, **SMALL, progress=shown)
@@ -290,6 +291,29 @@ def test_progress_is_silent_off_a_terminal_and_when_asked(capfd):
     shown = capfd.readouterr().err
     for words in ("5/5 runs", "step 40", "member-steps/s", "left"):
         assert words in shown
+
+
+def test_off_a_terminal_a_line_a_minute_shows_life(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "PAUSE", 0.0)  # a minute that is over at once
+    sweep(minibatch, {"lr": [0.1], "seed": range(4)}, **SMALL, layout={"segment": 20, "width": 4})
+    said = re.findall(
+        r"^(\d)/4 runs, step (\d+): (\d+)%, 1 min left$", capfd.readouterr().err, re.M
+    )
+    assert said == [("0", "20", "50"), ("4", "40", "100")]
+
+
+@pytest.mark.parametrize("asked", [None, "bfloat16"])
+def test_products_are_exact_unless_the_caller_has_chosen(asked):
+    seen = set()
+
+    def watched(seed):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return Dynamics(lambda: 0.0 * seed, lambda x, t: x + 1, lambda x, t: {"x": x})
+
+    with jax.default_matmul_precision(asked):
+        data = sweep(watched, {"seed": range(2)}, steps=2, every=1)
+        assert jax.config.jax_default_matmul_precision == asked  # left as it was
+    assert seen == {data.matmul_precision} == {asked or "highest"}
 
 
 @pytest.mark.parametrize(("asked", "seen"), [(None, True), (False, False)])
