@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lab.peers import jax_forms, memory
-from lab.peers.problems import problems
-from lab.peers.race import Contender
+from experiments.engine.peers import jax_forms, memory
+from experiments.engine.peers.problems import problems
+from experiments.engine.peers.race import Contender
 
 FORMS = ("with_vmap", "with_scan", "with_loop")
 
@@ -26,7 +26,7 @@ def test_forms_in_jax_compute_what_the_engine_computes(letter):
 @pytest.mark.parametrize("letter", list("abcdef"))
 def test_forms_in_pytorch_compute_what_the_engine_computes(letter):
     pytest.importorskip("torch")
-    from lab.peers import torch_forms
+    from experiments.engine.peers import torch_forms
 
     problem = problems()[letter]
     _, expected, _ = jax_forms.with_sweep(problem)(50, 2)

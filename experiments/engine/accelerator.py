@@ -3,7 +3,7 @@
 Sections run in processes of their own and are kept as they finish; what did not fit into the time
 is said to be not measured. (1) Objectives, curvature, optimisers and a closed form in float32 on
 the device, against float64 on the host. (2) The edge of stability's quick preset. (3) Seconds of a
-member's step of the reference sweeps (`lab.peers.problems`), from 1 to 65,536 runs: the engine,
+member's step of the reference sweeps (`peers.problems`), from 1 to 65,536 runs: the engine,
 jit(vmap(scan)), jit(scan), PyTorch eager, compiled and stacked, turn about, without compilation,
 all in float32 without TF32; rivals under default options, the engine under deterministic ones.
 (4) What sharpness every 50 steps costs. (5) A stored sweep, killed twice and resumed.
@@ -31,9 +31,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.engine.peers import check
 from lab.claims import NOTHING, Band, Control, Expected, Measured, about, above, below, between
 from lab.experiment import main
-from lab.peers import check
 from lab.plotting import STYLES, key, panels, theory_line
 from lab.types import BadInput
 

@@ -4,53 +4,82 @@ Each is `form(problem) -> run`, with run(steps, runs) -> (seconds of work, {reco
 a note), compiled before it is timed.
 """
 
-import json
+import contextlib
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.peers.problems import EVERY, INSPECT_EVERY, Problem
-from lab.sweep import sweep
+from experiments.engine.peers.problems import EVERY, INSPECT_EVERY, Problem
+from lab.sweep.axes import parsed
+from lab.sweep.book import Book
+from lab.sweep.cadence import Cadence
+from lab.sweep.engine import laid_out
+from lab.sweep.layout import Layout, cores, devices
+from lab.sweep.parcel import settings
+from lab.sweep.parts import Part, Placed
+from lab.sweep.run import compiling
+from lab.sweep.trace import Process
 
 Records = dict[str, np.ndarray]
 Run = Callable[[int, int], tuple[float, Records, str]]
 
 
-def with_sweep(problem: Problem, layout: dict[str, int] | None = None) -> Run:
-    """The engine; what a call costs whatever its steps (tracing) is taken off by a short one.
-
-    A call no longer than the short one is too short to tell them apart, and counts whole.
-    """
-
-    def swept(steps: int, runs: int) -> tuple[float, Any]:
-        begun = time.perf_counter()
-        data = sweep(
-            problem.training,
-            {"seed": range(runs)},
-            steps=steps,
-            every=EVERY,
-            inspect_every=problem.inspect_every,
-            shared=problem.examples,
-            layout=layout,
-            progress=False,
-        )
-        return time.perf_counter() - begun, data
+def with_sweep(problem: Problem, layout: Mapping[str, Any] | None = None) -> Run:
+    """The engine, traced and compiled once for each number of steps and runs."""
+    made: dict[Any, tuple[Book, Callable[[], Any]]] = {}
 
     def run(steps: int, runs: int) -> tuple[float, Records, str]:
-        short = problem.inspect_every or EVERY
-        fixed, _ = swept(short, runs)
-        seconds, data = swept(steps, runs)
-        work = (seconds - fixed) * steps / max(steps - short, 1)
-        work = work if fixed < seconds else seconds
-        (chosen,) = json.loads(data.attrs["layout"])
-        note = f"{chosen['devices']} devices, width {chosen['width']}"
-        return work, {n: data[n].values for n in kept(problem)}, note
+        if (steps, runs) not in made:
+            one = part(problem, runs, steps)
+            made[steps, runs] = engine(one, one.process(), Layout(**layout or {}))
+        book, swept = made[steps, runs]
+        begun = time.perf_counter()
+        recorded = swept()
+        seconds = time.perf_counter() - begun
+        note = f"{book.layout.devices} devices, width {book.layout.width}"
+        return seconds, {name: recorded[name] for name in kept(problem)}, note
 
     return run
+
+
+def part(problem: Problem, runs: int, steps: int) -> Part:
+    """What `sweep` makes of a problem."""
+    at = {"step": np.arange(0, steps + 1, EVERY)}
+    if problem.sharpness:
+        at["step_rare"] = np.arange(0, steps + 1, INSPECT_EVERY)
+    seeds = parsed({"seed": range(runs)})
+    return Part(problem.training, seeds, {}, problem.examples, Cadence(steps, at))
+
+
+def engine(part: Part, process: Process, layout: Layout) -> tuple[Book, Callable[[], Any]]:
+    """The engine as `sweep` calls it: its book, and what computes all records, compiled."""
+    book = laid_out(Placed(part, process, None, None), None, layout, False, False)
+    placed = devices(book.layout.devices or 1)
+    with ThreadPoolExecutor(cores()) as pool:
+        segments = {device: compiling(part, book, device, True, pool) for device in placed}
+    around = settings()
+
+    def run() -> Any:
+        waiting = deque(book.real_runs())
+
+        def work(device: jax.Device) -> None:
+            with around.applied(), contextlib.suppress(IndexError):
+                while True:
+                    for _ in segments[device](waiting.popleft()):
+                        pass
+
+        with ThreadPoolExecutor(len(placed)) as workers:
+            for _ in workers.map(work, placed):
+                pass
+        return book.recorded()
+
+    return book, run
 
 
 def with_vmap(problem: Problem) -> Run:

@@ -1,7 +1,9 @@
 """Sections of a check, each in a process of its own that ends in time, rows kept as they come.
 
-python -m lab.peers.sections NAME SETTINGS FILE      # a child: appends rows of json to the file
-python -m lab.peers.sections stored FOLDER SEED      # a grandchild: a stored sweep, to be killed
+A child appends rows of json to a file; a grandchild runs a stored sweep, to be killed:
+
+    python -m experiments.engine.peers.sections NAME SETTINGS FILE
+    python -m experiments.engine.peers.sections stored FOLDER SEED
 """
 
 import contextlib
@@ -43,7 +45,7 @@ class Section:
         command = [
             sys.executable,
             "-m",
-            "lab.peers.sections",
+            "experiments.engine.peers.sections",
             name,
             json.dumps(settings),
             str(file),
@@ -83,8 +85,8 @@ class Section:
 
 
 def accuracy(wait: Callable[[], float], seeds: int) -> Iterator[Row]:
-    """Errors of float32; see `lab.peers.accuracy`."""
-    from lab.peers.accuracy import errors
+    """Errors of float32; see `experiments.engine.peers.accuracy`."""
+    from experiments.engine.peers.accuracy import errors
 
     yield from errors(seeds)
 
@@ -92,14 +94,14 @@ def accuracy(wait: Callable[[], float], seeds: int) -> Iterator[Row]:
 def rates(wait: Callable[[], float], **settings: Any) -> Iterator[Row]:
     """Seconds of the engine and of what is written in JAX."""
     import lab.sweep  # noqa: F401  before JAX starts
-    from lab.peers.rates import in_jax
+    from experiments.engine.peers.rates import in_jax
 
     yield from in_jax(**settings, wait=wait)
 
 
 def torch(wait: Callable[[], float], **settings: Any) -> Iterator[Row]:
     """Seconds of what is written in PyTorch."""
-    from lab.peers.rates import in_torch
+    from experiments.engine.peers.rates import in_torch
 
     yield from in_torch(**settings, wait=wait)
 
@@ -122,7 +124,7 @@ def resumed(wait: Callable[[], float], folder: str) -> Iterator[Row]:
     """How many files of a store differ after kills, and by another seed."""
     whole, cut, other = (Path(folder, name) for name in ("whole", "cut", "other"))
     stored(whole, 0)
-    command = [sys.executable, "-m", "lab.peers.sections", "stored", str(cut), "0"]
+    command = [sys.executable, "-m", "experiments.engine.peers.sections", "stored", str(cut), "0"]
     killed = 0
     for i in range(KILLS):
         child = subprocess.Popen(command)
@@ -138,7 +140,7 @@ def resumed(wait: Callable[[], float], folder: str) -> Iterator[Row]:
 
 def stored(folder: Path, seed: int) -> None:
     """A small stored sweep of minibatches."""
-    from lab.peers.problems import problems
+    from experiments.engine.peers.problems import problems
     from lab.sweep import sweep
 
     problem = problems()["b"]

@@ -1,9 +1,10 @@
 """How long a sweep of many tiny runs takes and how much memory it needs, in a process of its own.
 
-python -m lab.peers.memory FORM RUNS EXAMPLES      # a child: prints seconds and peak bytes
+A child prints seconds and peak bytes:
+
+    python -m experiments.engine.peers.memory FORM RUNS EXAMPLES
 """
 
-import os
 import resource
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from experiments.engine.peers.race import environment
 
 STEPS, EVERY = 200, 20
 
@@ -32,10 +36,18 @@ class Cost(NamedTuple):
 
 
 def cost(form: str, runs: int, examples: int) -> Cost:
-    """Of `form` ("sweep" or "vmap") on so many runs."""
-    command = [sys.executable, "-m", "lab.peers.memory", form, str(runs), str(examples)]
-    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=clean)
+    """Of `form` on so many runs.
+
+    Args:
+        form: "sweep", the engine; "vmap", all runs at once; "append", the engine, its records then
+            put run by run onto one growing array, which copies all of them each time.
+        runs: their number.
+        examples: digits in the training set.
+    """
+    module = "experiments.engine.peers.memory"
+    command = [sys.executable, "-m", module, form, str(runs), str(examples)]
+    env = environment()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     return Cost(*map(float, done.stdout.split()))
 
 
@@ -67,10 +79,14 @@ def main(form: str, runs: int, examples: int) -> None:
     digits = sklearn_digits(examples).train
     process = partial(training, lr=0.05)
     begun = time.perf_counter()
-    if form == "sweep":
+    if form in ("sweep", "append"):
         shared = {"x": digits.x, "y": digits.y}
         data = sweep(process, {"seed": range(runs)}, steps=STEPS, every=EVERY, shared=shared)
         loss = data.loss.values
+        if form == "append":
+            grown = loss[:0]
+            for run in loss:
+                grown = np.append(grown, run[None], axis=0)
     else:
 
         def solo(seed: Any, x: Any, y: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lab.peers.problems import problems
-from lab.peers.sections import Row, Section
+from experiments.engine.peers.problems import problems
+from experiments.engine.peers.sections import Row, Section
 
 FORMS = ("sweep", "again", "vmap", "scan", "eager", "compiled", "func")
 COMPILED, TORCH = 0.42, 0.15

@@ -2,7 +2,9 @@
 
 A child holds its compiled program and waits; only the one whose turn it is works.
 
-    python -m lab.peers.race FORM PROBLEM      # a child: reads "STEPS RUNS" lines, answers in json
+A child reads lines of "STEPS RUNS" and answers in json:
+
+    python -m experiments.engine.peers.race FORM PROBLEM
 """
 
 import json
@@ -44,19 +46,19 @@ class Contender:
         Args:
             form: "sweep", "vmap", "scan" or "loop" (see `jax_forms`), "eager" or "func" (see
                 `torch_forms`), or "peak": products of 1024 x 1024 matrices, whatever the problem.
-            problem: a letter of `lab.peers.problems`.
+            problem: a letter of `experiments.engine.peers.problems`.
             settings: of the form, such as `layout` of "sweep".
         """
-        command = [sys.executable, "-m", "lab.peers.race", form, problem, json.dumps(settings)]
-        clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        if folder := jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-            clean |= {
-                "JAX_COMPILATION_CACHE_DIR": folder,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            }
-        pipe = subprocess.PIPE
-        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=clean)
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.engine.peers.race",
+            form,
+            problem,
+            json.dumps(settings),
+        ]
+        pipe, env = subprocess.PIPE, environment()
+        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         self.name = f"{form} on ({problem})"
 
     def turn(self, steps: int, runs: int) -> Turn:
@@ -78,6 +80,18 @@ class Contender:
     def __exit__(self, *error: object) -> None:
         """Let the child end."""
         self.child.communicate()
+
+
+def environment() -> dict[str, str]:
+    """A child's: without the lab's flags, with the cache of compilations."""
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    if folder := jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        clean |= {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+    return clean
 
 
 def available(form: str) -> bool:
@@ -103,12 +117,12 @@ def _made(form: str, problem: str, settings: Mapping[str, Any]) -> Any:
         jax.devices()
     if form == "peak":
         return _peak
-    from lab.peers import jax_forms
-    from lab.peers.problems import problems
+    from experiments.engine.peers import jax_forms
+    from experiments.engine.peers.problems import problems
 
     what = problems()[problem]
     if form in ("eager", "func"):
-        from lab.peers import torch_forms
+        from experiments.engine.peers import torch_forms
 
         return {"eager": torch_forms.with_eager, "func": torch_forms.with_func}[form](what)
     if form == "sweep":

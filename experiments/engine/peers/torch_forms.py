@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name everyone uses
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lab.peers.jax_forms import Records, Run, kept
-from lab.peers.problems import EVERY, INSPECT_EVERY, Problem
+from experiments.engine.peers.jax_forms import Records, Run, kept
+from experiments.engine.peers.problems import EVERY, INSPECT_EVERY, Problem
 
 Weights = dict[str, Any]
 Batches = Callable[[int], Any]

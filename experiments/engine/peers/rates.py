@@ -14,14 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.peers.jax_forms import trajectory
-from lab.peers.problems import EVERY, INSPECT_EVERY, Problem, problems
-from lab.sweep.axes import parsed
-from lab.sweep.cadence import Cadence
-from lab.sweep.engine import laid_out
+from experiments.engine.peers.jax_forms import engine, part, trajectory
+from experiments.engine.peers.problems import EVERY, INSPECT_EVERY, Problem, problems
 from lab.sweep.layout import Layout, cores, devices
-from lab.sweep.parts import Part, Placed
-from lab.sweep.run import compiling
 
 Row = dict[str, Any]
 Run = Callable[[], Any]
@@ -58,7 +53,7 @@ def in_jax(
         wait: returns when the machine is quiet, the seconds that all may take from then on; the
             first group compiles meanwhile.
     """
-    parts = {letter: _part(problems()[letter], 1, most) for letter in letters}
+    parts = {letter: part(problems()[letter], 1, most) for letter in letters}
     processes = {letter: part.process() for letter, part in parts.items()}
     end, spent = float("inf"), 0.0
     for i, group in enumerate(groups):
@@ -123,40 +118,16 @@ def _turns(
             }
 
 
-def _part(problem: Problem, runs: int, steps: int) -> Part:
-    at = {"step": np.arange(0, steps + 1, EVERY)}
-    if problem.sharpness:
-        at["step_rare"] = np.arange(0, steps + 1, INSPECT_EVERY)
-    seeds = parsed({"seed": range(runs)})
-    return Part(problem.training, seeds, {}, problem.examples, Cadence(steps, at))
-
-
 def _forms(
     letter: str, process: Any, runs: int, steps: int, *, alone: bool
 ) -> dict[str, Callable[[], Run]]:
     """{form: what compiles it}."""
     problem = problems()[letter]
     found = {
-        "sweep": lambda: engine(_part(problem, runs, steps), process),
+        "sweep": lambda: engine(part(problem, runs, steps), process, Layout(devices=1))[1],
         "vmap": lambda: stacked(problem, runs, steps),
     }
     return found | ({"scan": lambda: solo(problem, steps)} if alone else {})
-
-
-def engine(part: Part, process: Any) -> Run:
-    """The engine as `sweep` calls it, on one device, compiled."""
-    device = devices(1)[0]
-    book = laid_out(Placed(part, process, None, None), None, Layout(devices=1), False, False)
-    with ThreadPoolExecutor(cores()) as pool:
-        segments = compiling(part, book, device, True, pool)
-
-    def run() -> Any:
-        for dispatch in book.real_runs():
-            for _ in segments(dispatch):
-                pass
-        return book.recorded()
-
-    return run
 
 
 def stacked(problem: Problem, runs: int, steps: int) -> Run:
@@ -207,7 +178,7 @@ def in_torch(
 ) -> Iterator[Row]:
     """The same of PyTorch: run after run, compiled, stacked; a note where it is not installed."""
     try:
-        from lab.peers import torch_forms
+        from experiments.engine.peers import torch_forms
     except ImportError:
         yield {"note": "PyTorch is not installed"}
         return

@@ -130,30 +130,30 @@ def problems() -> dict[str, Problem]:
     return {
         "a": _problem(
             "MLP 196-64-64-10, 500 digits, full batch",
-            mlp((196, 64, 64, 10)), digits, 256, 50, narrow, "mlp", onehot, "sgd", 0.05,
+            mlp((196, 64, 64, 10)), digits, 256, 20, narrow, "mlp", onehot, "sgd", 0.05,
         ),
         "b": _problem(
             "MLP 64-16-10, minibatch 64, Adam",
-            mlp((64, 16, 10), activation="relu"), labels, 1024, 300, mlp_flops((64, 16, 10), 64),
+            mlp((64, 16, 10), activation="relu"), labels, 1024, 100, mlp_flops((64, 16, 10), 64),
             "mlp", "cross_entropy", "adam", 1e-3, batch=64,
         ),
         "c": _problem(
             "MLP 196-256-256-10, 500 digits, full batch",
-            mlp((196, 256, 256, 10)), digits, 32, 60, wide, "mlp", onehot, "sgd", 0.05,
+            mlp((196, 256, 256, 10)), digits, 32, 20, wide, "mlp", onehot, "sgd", 0.05,
         ),
         "d": _problem(
             "convolutional net 14x14, minibatch 32",
-            conv_net(), images, 64, 200, conv_flops(32), "conv", "cross_entropy", "sgd", 0.05,
+            conv_net(), images, 64, 50, conv_flops(32), "conv", "cross_entropy", "sgd", 0.05,
             batch=32,
         ),
         "e": _problem(
             "one-layer transformer, 32 pixels, minibatch 16, Adam",
-            transformer(17, 32), pixels, 32, 120, transformer_flops(16), "transformer",
+            transformer(17, 32), pixels, 32, 40, transformer_flops(16), "transformer",
             "cross_entropy", "adam", 1e-3, batch=16,
         ),
         "f": _problem(
             "(a) with sharpness every 50 steps",
-            mlp((196, 64, 64, 10)), digits, 32, 300, narrow, "mlp", onehot, "sgd", 0.05,
+            mlp((196, 64, 64, 10)), digits, 32, 100, narrow, "mlp", onehot, "sgd", 0.05,
             sharpness=True,
         ),
     }  # fmt: skip
