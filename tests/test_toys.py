@@ -142,15 +142,12 @@ TOYS = {
             "two hidden tanh layers": (2.1, 7.0),
         },
     ),
-    "in_context_regression": Toy(
-        (
-            "--contexts 10 20 --seeds 3 --steps 40 --every 20 --batch 16 --path-steps 40 "
-            "--inits 3 --init-steps 100"
-        ),
+    "linear_step": Toy(
+        "--contexts 10 20 --seeds 3 --steps 40 --every 20 --batch 16 --path-steps 40",
         {
             "isotropic, N = 10: the layer attains": (1, 2.4),
             "isotropic, N = 10: its step is A*": (0, 0.9),
-            "labels of another task in the context: no step": (0.9, 1.1),
+            "labels of another task in the context: it is far": (1.5, 4),
         },
     ),
     "softmax_heads": Toy(
@@ -423,7 +420,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
     [
         ("softmax_heads --contexts 5", "contexts: (5,); 10 should be among them"),
         (
-            "in_context_regression --contexts 10",
+            "linear_step --contexts 10",
             "contexts: (10,); 10 and 20 should be among them",
         ),
         (
