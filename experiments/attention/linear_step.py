@@ -217,7 +217,7 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
 def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     """Loss over the optimum against context; the step's path and the logistic curve."""
     trained, path = data["trained"], data["path"]
-    with panels(2, ratio=0.8) as (result, (left, right)):
+    with panels(2, ratio=1.0) as (result, (left, right)):
         for name, style in zip(INPUTS, STYLES, strict=False):
             at = trained.sel(inputs=name)
             for agreement, said in ((1.0, "same task"), (0.0, "another's labels")):
