@@ -27,6 +27,7 @@ theorem 1 (the optimum, and the mask that hides the query from itself); Zhang, F
 import math
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -166,6 +167,46 @@ def step_path(
     """
     γ = (context + dimension + 1) / context
     return 1 / (γ + (1 / start - γ) * jnp.exp(-4 * math.sqrt(dimension) * time))
+
+
+def swapped_layer(
+    weights: Float[Array, " k"],
+) -> tuple[Float[Array, "D D"], Float[Array, "D D"]]:
+    """A layer whose first axis may go through the rank-one path: its kq and pv.
+
+    Args:
+        weights: K's diagonal, then the first entries of κ and π, then u; all else is 0.
+    """
+    d = len(weights) - 3
+    kq = jnp.pad(jnp.diag(weights[:d]), (0, 1)).at[0, d].set(weights[d])
+    return kq, jnp.zeros_like(kq).at[0, d].set(weights[d + 1]).at[d, d].set(weights[d + 2])
+
+
+def rescaled(weights: Float[Array, " k"], scale: Number) -> Float[Array, " k"]:
+    """The same predictions by other weights of a `swapped_layer`: K, κ times, π, u by a scale."""
+    return weights * jnp.where(jnp.arange(len(weights)) <= len(weights) - 3, scale, 1 / scale)
+
+
+def saddle(near: Float[Array, " k"], eigenvalues: Eigenvalues, context: int) -> Float[Array, " k"]:
+    """The critical point of `layer_loss` among `swapped_layer` that Newton's method finds.
+
+    What scales K, κ up and π, u down leaves the loss as it is: steps are those of least norm, and
+    what is found is one of a family, whose curvatures differ (`rescaled`).
+
+    Args:
+        near: where to start.
+        eigenvalues: of the inputs' covariance.
+        context: examples.
+    """
+
+    def loss(weights: Array) -> Array:
+        return layer_loss(*swapped_layer(weights), eigenvalues, context)
+
+    gradient, curvature = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
+    found = near
+    for _ in range(20):
+        found = found - jnp.linalg.lstsq(curvature(found), gradient(found), rcond=1e-9)[0]
+    return found
 
 
 def softmax_pair_loss(dimension: int, context: int) -> float:
