@@ -227,7 +227,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
         right.set_yticks([2, 5, 10, 20, 40], labels=["2", "5", "10", "20", "40"])
         right.minorticks_off()
         key(left, columns=3)
-        key(right)
+        key(right, title="rates: as on the left")
     return result
 
 
