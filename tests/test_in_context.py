@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
+from experiments.attention import linear_step_saddle
 from lab.data import in_context_regression
 from lab.models import merged_attention
 from lab.theory import in_context
@@ -116,6 +118,23 @@ def test_a_strict_saddle_with_hardly_a_way_down_holds_up_anisotropic_runs(scale)
         down = {1.0: [-0.00573, -0.00418], 1.2: [-0.0066, -0.0049]}[scale]
         np.testing.assert_allclose(curvatures[:2], down, atol=2e-4)
         assert curvatures[2] > -1e-6 and curvatures[-1] > 90
+
+
+def test_waits_at_the_saddle_are_those_of_runs_that_are_there():
+    """Exponential waits have mean 1; who left early, or went elsewhere, does not count."""
+    step, late = np.arange(0, 40_001, 100), 2_000
+    rng = np.random.default_rng(0)
+    left = np.concatenate([rng.exponential(1 / 3e-4, 4_000), np.full(9, np.inf)])
+    loss = np.where(step < left[:, None], linear_step_saddle.LOSS, 1.1)
+    loss[-9:] = 3.5  # elsewhere
+    data = xr.Dataset(
+        {"loss": (("seed", "step"), loss), "curvature": (("seed", "step"), 0.05 + 0 * loss)},
+        {"step": step},
+        {"lr": 0.006, "late": late},
+    )
+    waits = linear_step_saddle.waited(data)
+    assert len(waits) == (np.ceil(left[:-9] / 100) * 100 > late).sum()
+    assert abs(waits.mean() - 1) < 4 / np.sqrt(len(waits)) + 50 * 3e-4
 
 
 def test_two_soft_heads_take_a_step_on_centred_inputs_and_lose_one_example():

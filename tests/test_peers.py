@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
+from experiments.engine import throughput
 from experiments.engine.peers import jax_forms, memory
 from experiments.engine.peers.problems import problems
 from experiments.engine.peers.race import Contender
@@ -46,6 +48,24 @@ def test_what_follows_sharpness_stays_within_a_percent():
     data = sweep(problem.training, {"seed": range(2)}, **settings)
     assert (data.residual / data.sharpness).max() < 0.05
     assert (data.residual / data.sharpness).mean() < 0.01
+
+
+def test_the_best_width_is_told_by_the_other_turns():
+    """A width that was fastest once, by chance, does not become the best in that turn."""
+    seconds = {
+        "sweep": [1.2, 1.2, 1.2],
+        "again": [1.2, 1.2, 1.2],
+        "width 1": [1.0, 1.0, 1.0],
+        "width 64": [0.1, 3.0, 3.0],
+    }
+    race = xr.Dataset(
+        {"seconds": (("form", "turn"), list(seconds.values())), "chosen": 4},
+        {"form": [*seconds]},
+    )
+    assert throughput.by_width(race).width.values.tolist() == [1, 4, 64]
+    chosen, worst = throughput.to_best(race)
+    np.testing.assert_allclose(chosen, [1.2, 1.2, 1.2])
+    np.testing.assert_allclose(worst, [0.1, 3.0, 3.0])
 
 
 @pytest.mark.xdist_group("processes")

@@ -181,7 +181,7 @@ def expected(config: Config) -> dict[str, Expected]:
         ),
         "wait": starts(
             f"those still there at step {config.late:,} wait for 1 / (lr κ) more",
-            about(1.0, within=0.25, why="by the second way down alone it would be 1.37, by both 0.58"),
+            about(1.0, within=0.25, why="by the second way down alone 1.37, by both 0.58"),
             Control("heavy ball, a tenth as late, does not", below(0.5, why="it is faster")),
             kind="closed form",
             source="linear law of a strict saddle; curvature of lab.theory.in_context.saddle",
