@@ -76,11 +76,11 @@ class Config:
     dimension: int = 8  # Inputs and outputs, an even number.
     steps: int = 6_000  # Steps of each run.
     every: int = 20  # Steps between two records.
-    seeds: int = 16  # How many first weights.
+    seeds: int = 32  # How many first weights.
     first_seed: int = 0  # The first of them.
 
 
-PRESETS = {"quick": Config(seeds=8), "paper": Config()}
+PRESETS = {"quick": Config(seeds=16), "paper": Config()}
 
 
 def training(
