@@ -7,10 +7,14 @@ through both sides. Collapse shows in the spread of outputs of unit length: 1 ev
 sphere, 0 at one point. Other measures do not depend on how large differences are; how blind they
 are is judged by the missing part that they see best.
 
-    python -m experiments simsiam_collapse          # quick: TIMEQ on two cores
-    python -m experiments simsiam_collapse paper    # TIMEP; writes figures/
+    python -m experiments simsiam_collapse          # quick: 20 s on two cores
+    python -m experiments simsiam_collapse paper    # two minutes; writes figures/
 
-VALUES
+Expect spreads of 0.94 to 0.97; without a part 0.14 (SimSiam), 0.15 and 0.27 (BYOL at 0.9 and 0.99,
+which collapses more slowly) and 0.07 (DirectPred). That effective rank does not see a collapse
+fails: without stop-gradient 0.59 of it is kept, though more than all without predictor. Nearest
+neighbours keep 0.80 [0.77, 0.83] of an accuracy, which is inconclusive against 0.8; with noise of a
+fifth of an output's length they keep 0.31. Batch norm on outputs hides it (0.96).
 
 Sources: Chen and He, arXiv 2011.10566; Grill et al. 2020, arXiv 2006.07733 (BYOL); Tian, Chen and
 Ganguli 2021, arXiv 2102.06810 (DirectPred). All measures are of 1,000 digits held out. Tolerances
@@ -75,9 +79,9 @@ WITHOUT = {
     "DirectPred": (["DirectPred, no stop-gradient"], "Tian et al. 2021, arXiv 2102.06810"),
 }
 BLIND = {  # Each measure, and the same of what it is blind to.
-    "neighbours": ("accuracy of 5 nearest neighbours", "noisy_neighbours", "of noisy outputs"),
-    "dimensions": ("effective rank", "dimensions_about_zero", "about zero, not about the mean,"),
-    "normed_spread": ("spread after batch norm", "spread", "before batch norm"),
+    "neighbours": ("accuracy of 5 nearest neighbours", "noisy_neighbours", "that of noisy outputs"),
+    "dimensions": ("effective rank", "dimensions_about_zero", "that about zero"),
+    "normed_spread": ("spread after batch norm", "spread", "that before it"),
 }
 
 
@@ -204,7 +208,7 @@ def expected(config: Config) -> dict[str, Expected]:
         found[name] = by(
             f"{words} does not see the collapse, whatever part is missing",
             above(0.8, why="four fifths are kept, where spread keeps a fifth"),
-            Control(f"{words} {sighted} does", below(0.5, why="less than half is kept")),
+            Control(f"{sighted} does", below(0.5, why="less than half is kept")),
             source="shown here: it does not depend on how large differences are",
             estimator="measure without a part over SimSiam's, the smallest of three, at the end",
             scale="log",
@@ -239,7 +243,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
                 label = name.removeprefix("DirectPred, ").replace("BYOL 0.9, ", "0.9, ")
                 label = label.replace("BYOL 0.99, ", "0.99, ")
                 curve(axes, digits.spread.sel(objective=name), label=label, **styles[name])
-            theory_line(axes, 1.0)
+            theory_line(axes, 1.0, label="even")
             axes.set(xlabel="step", ylabel="spread of outputs", ylim=(0, 1.05))
         end = digits.isel(step=-1)
         both = [name for blind, (_, sighted, _) in BLIND.items() for name in (blind, sighted)]
