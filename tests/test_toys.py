@@ -245,14 +245,17 @@ TOYS = {
             "without variance term": (0.05, 0.9),
         },
     ),
-    "stepwise_barlow": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --outputs 3 --widths 8 16 --pairs 6 --kernel-steps "
-            "20 --practical-steps 20"
-        ),
-        {
-            "not from a large start": (0.2, 3.0),
-        },
+    "barlow_modes": Toy(
+        "--seeds 3 --steps 40 --every 20 --outputs 3 --gammas 1.0 0.5 0.25",
+        {"not from a large start": (0.2, 3.0)},
+    ),
+    "barlow_kernel": Toy(
+        "--seeds 3 --outputs 2 --widths 8 16 --pairs 6 --steps 400 --every 2",
+        {"width 16: rates are 8 g": (0.02, 2.0)},
+    ),
+    "barlow_practice": Toy(
+        "--seeds 3 --steps 20 --every 5 --outputs 3 --hidden 8 --batch 16",
+        {"last layer of 0.001: one mode rises": (0.0, 0.1)},
     ),
     "rank_collapse": Toy(
         "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
@@ -468,8 +471,10 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("byol_theory --dimension 3", "dimension: 3; give an even number, 2 or more"),
         ("simsiam_collapse --views 1", "views: 1; give 2 or more"),
         ("vicreg_ablation --views 1", "views: 1; give 2 or more"),
-        ("stepwise_barlow --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
-        ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
+        ("barlow_modes --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
+        ("barlow_modes --scales 0.3 0.1", "scales: (0.3, 0.1); give two, ascending"),
+        ("barlow_kernel --widths 8", "widths: (8,); give two or more, ascending"),
+        ("barlow_practice --scales 0.1 0.2", "scales: (0.1, 0.2); give four, ascending"),
         (
             "masked_prediction --states 1",
             "states: 1; give 2 or more, or there is nothing to fill in",
