@@ -6,10 +6,11 @@ follows from the start, of whose columns only the part orthogonal to the stronge
 (`lab.theory.barlow`). The loss falls by one at each step. Without off-diagonal terms every output
 learns the strongest dimension alone; from a large start the steps overlap.
 
-    python -m experiments barlow_modes          # quick: TIMEQ on two cores
-    python -m experiments barlow_modes paper    # TIMEP; writes figures/
+    python -m experiments barlow_modes          # quick: 6 s on two cores
+    python -m experiments barlow_modes paper    # 10 s; writes figures/
 
-VALUES
+Expect half-times to 0.02% (to 17% if each mode is taken alone), the loss to 0.014 of an integer
+between two steps (0.95 from a large start), one mode at a time and all learned in 32 of 32 seeds.
 
 Source: Simon et al. 2023, arXiv 2303.15438, section 4. The start that is not aligned is derived in
 `lab.theory.barlow`. Tolerances were set on seeds 100 and above, which no preset uses. More than 200
@@ -192,20 +193,17 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
             seen = (abs(own) < 6).values
             dots = {**style, "linestyle": "none", "markersize": 1.5, "markeredgewidth": 0}
             shape.plot(own.values[seen][::7], at.strength.values[seen][::7], **dots)
-            times.plot(at.theory, at.half, **{**dots, "markersize": 3})
             shape.plot([], [], label=f"mode {j + 1}", **{**dots, "markersize": 4})
         x = np.linspace(-6, 6, 99)
-        shape.plot(x, 1 / (1 + np.exp(-x)), **dashed)
+        shape.plot(x, 1 / (1 + np.exp(-x)), **dashed, label="theory")
+        both = near[["theory", "alone", "half"]].transpose("mode", "seed")
+        for name, label, style in (
+            ("alone", "each alone", STYLES[1]),
+            ("theory", "as derived", STYLES[0]),
+        ):
+            dots = {**style, "linestyle": "none", "markersize": 2.5, "markeredgewidth": 0}
+            times.plot(both[name].values.ravel(), both.half.values.ravel(), **dots, label=label)
         ends = [float(near.theory.min()), float(near.theory.max())]
-        times.plot(
-            near.alone.values.ravel(),
-            near.half.values.ravel(),
-            "+",
-            ms=3,
-            color="0.6",
-            label="each alone",
-            zorder=0,
-        )
         times.plot(ends, ends, **dashed, label="theory")
         steps.set(xscale="log", xlabel="time", ylabel="loss", ylim=(-0.1, modes + 0.1))
         steps.set_yticks(range(modes + 1))
