@@ -232,14 +232,14 @@ TOYS = {
         },
     ),
     "simsiam_collapse": Toy(
-        "--seeds 3 --steps 40 --every 20 --examples 100 --batch 8 --hidden 8 --features 4",
+        "--seeds 3 --steps 40 --every 20 --examples 50 --views 2 --batch 8 --hidden 8 --features 4",
         {
             "SimSiam: outputs stay": (0.3, 1.1),
             "effective rank does not see": (0.2, 1.5),
         },
     ),
     "vicreg_ablation": Toy(
-        "--seeds 3 --steps 40 --every 20 --examples 100 --batch 8 --hidden 8 --features 4",
+        "--seeds 3 --steps 40 --every 20 --examples 50 --views 2 --batch 8 --hidden 8 --features 4",
         {
             "without invariance term two views": (0.8, 4.0),
             "without variance term": (0.05, 0.9),

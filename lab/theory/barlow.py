@@ -17,6 +17,8 @@ grow orthogonally to it: with `W_0 V = Q R`, columns strongest first,
 
     λ_0j = R_jj² γ_j.
 
+A start smaller by r has λ_0j smaller by r², which delays mode j by `log(r) / (4 γ_j)`.
+
 A network whose outputs are linear in its parameters' changes is the same with features φ(x) whose
 products are its tangent kernel K. Of n pairs, views (x_1 ... x_n, x'_1 ... x'_n) and S the matrix
 that swaps the two views of each pair, `G = Φᵀ S Φ / (2n)` has the nonzero eigenvalues of
