@@ -198,9 +198,9 @@ def expected(config: Config) -> dict[str, Expected]:
         name: by(
             f"{name}: outputs stay spread over the sphere",
             above(0.7, why=why),
-            Control(f"they do not: {'; '.join(without)} (the largest)", below(0.35, why=why)),
+            Control(f"not so: {'; '.join(without)}", below(0.35, why=why)),
             source=source,
-            estimator="sqrt(d) × mean standard deviation of unit outputs, at the end",
+            estimator="sqrt(d) × mean standard deviation of unit outputs, the largest, at the end",
         )
         for name, (without, source) in WITHOUT.items()
     }
