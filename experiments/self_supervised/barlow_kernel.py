@@ -7,7 +7,7 @@ mode j would grow at rate 8 g_j, g_j of the tangent kernel at init and of which 
 control divides outputs by a further root of width over the narrowest's and multiplies the rate by
 width over the narrowest's (mean field): there features move as much at any width.
 
-    python -m experiments barlow_kernel          # quick: 40 s on two cores
+    python -m experiments barlow_kernel          # quick: 20 s on two cores
     python -m experiments barlow_kernel paper    # two minutes; writes figures/
 
 Expect |log(rate / 8 g)| of 0.152, 0.067, 0.034 at widths 64, 256, 1024: an exponent of -0.54

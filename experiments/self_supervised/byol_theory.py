@@ -8,8 +8,8 @@ the basin. Beyond e = 1 / (4 + 4 s2) there is no root and all dies; so it does w
 with the gradient through both sides. Descent at rate 0.1 of the exact expectation in 8 dimensions;
 W in random directions, half of its sizes outside of the basin, P = I + noise.
 
-    python -m experiments byol_theory          # quick: 15 s on two cores
-    python -m experiments byol_theory paper    # a minute at most; writes figures/
+    python -m experiments byol_theory          # quick: 10 s on two cores
+    python -m experiments byol_theory paper    # half a minute; writes figures/
 
 Expect p+ to 1e-4, for SimSiam and BYOL alike; F - P'P to decay at 1.014 times twice the weight
 decay (steps of 0.1 add 1%; with the gradient through both sides 0.82, which fewer than some 16

@@ -4,8 +4,8 @@ MNIST (14 x 14, two of 16 views a step), hidden layers with batch norm, outputs 
 holds two views of a digit together, variance keeps outputs from shrinking, covariance keeps their
 dimensions apart: without a term its measure goes, without either of the others, the control, not.
 
-    python -m experiments vicreg_ablation          # quick: 20 s on two cores
-    python -m experiments vicreg_ablation paper    # a minute and a half; writes figures/
+    python -m experiments vicreg_ablation          # quick: 10 s on two cores
+    python -m experiments vicreg_ablation paper    # a minute; writes figures/
 
 Expect views 3.2 times as far apart without invariance term, a deviation of 0.04 of all terms'
 without variance term, an effective rank of 0.16 without covariance term; without either of the
