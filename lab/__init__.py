@@ -12,6 +12,7 @@ floor 2   `lab.dynamics`     learning processes: descent by any optax optimiser,
           `lab.sweep`        the engine: many runs in parallel, measured, stored, resumed
 floor 3   `lab.claims`       statistics and verdicts
           `lab.plotting`     figures fit for a paper
+          `lab.edge_race`    descent and its flows from the edge of stability, as two sweeps
           `lab.report`       claims in tables and as json
 floor 4   `lab.experiment`   main(): command line, progress, claims table, figure, provenance
           `lab.catalogue`    the experiments there are: listed, replicated, shown in README

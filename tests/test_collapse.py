@@ -57,6 +57,29 @@ def test_it_rests_at_the_upper_root_whatever_the_average(share, average):
     assert w**2 == pytest.approx(p**2, rel=1e-6)
 
 
+@pytest.mark.parametrize(("average", "held"), [(0.0, True), (0.9, True), (0.0, False)])
+def test_encoder_and_predictor_come_into_balance_at_twice_the_decay(average, held):
+    start = np.random.default_rng(0).standard_normal((2, 3, 3))
+    decay, lr, steps = 0.1, 1e-4, 2_000
+
+    def objective(params, target):
+        aim = target["w"] if held else params["w"]
+        value = loss(params["w"], params["p"], aim, noise=NOISE)
+        return value + decay / 2 * sum(jnp.sum(x**2) for x in params.values())
+
+    process = bootstrap(
+        objective,
+        optax.sgd(lr),
+        init=lambda: {"w": jnp.asarray(start[0]), "p": jnp.asarray(start[1])},
+        average=average,
+        observe=lambda state, t: {},
+    )
+    end = jax.lax.fori_loop(0, steps, lambda t, s: process.step(s, t), process.init()).params
+    first, last = (w @ w.T - p.T @ p for w, p in (start, (end["w"], end["p"])))
+    miss = np.abs(last - first * np.exp(-2 * decay * lr * steps)).max() / np.abs(first).max()
+    assert (miss < 1e-3) == held
+
+
 @pytest.mark.parametrize(("share", "alive"), [(0.99, True), (1.01, False)])
 def test_it_dies_beyond_the_critical_decay(share, alive):
     p, _ = scalars(share * critical_decay(NOISE), 1.0, 1.0)

@@ -17,6 +17,7 @@ FLOORS = {
     **dict.fromkeys(("models", "data", "objectives", "measures", "theory"), 1),
     **dict.fromkeys(("dynamics", "sweep", "tasks"), 2),
     **dict.fromkeys(("claims", "plotting"), 3),
+    "edge_race": 3,  # a process and its sweeps
     "report": 3.5,  # shows claims
     "experiment": 4,
     "catalogue": 4.5,  # finds experiments

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from lab.dynamics import race, until_edge
+from lab.edge_race import edge_race
 from lab.sweep import sweep
+from lab.tasks import Task
+from lab.types import BadInput
 
 H = jnp.array([2.0, 1.0])
 
@@ -49,3 +52,22 @@ def test_the_way_to_the_edge_ends_where_sharpness_is_its_share(lr, stops):
     data = sweep(process, {"seed": [0]}, steps=40, every=1).isel(seed=0)
     moving = np.diff(data.time.values) > 0
     assert moving[-1] != stops
+
+
+def test_a_race_starts_where_the_flow_comes_to_the_edge_or_stops(tmp_path):
+    """A quadratic never comes to it: all start after the whole of the flow's time."""
+
+    def task(seed, x, y):
+        key = jax.random.key(seed)
+        return Task(lambda: (seed + 1.0) * jnp.ones(2), quadratic, key, key)
+
+    how = {"seeds": range(3, 5), "warm_steps": 20, "steps": 2, "store": tmp_path}
+    data = edge_race(task, jnp.ones(1), jnp.ones(1), lrs=(0.05, 0.1), **how)
+    assert data.sizes["lr"] == 2 and data.seed.values.tolist() == [3, 4]
+    for seed in (3, 4):
+        end = (seed + 1) * np.exp(-np.asarray(H) * 20 * 0.1 / 4)
+        start = data.loss.sel(seed=seed, step=0)
+        np.testing.assert_allclose(start, (np.asarray(H) * end**2).sum() / 2, rtol=1e-4)
+    np.testing.assert_allclose(data.lost.isel(step=-1), data.loss.sum("step"), rtol=1e-6)
+    with pytest.raises(BadInput, match="lrs"):
+        edge_race(task, jnp.ones(1), jnp.ones(1), lrs=(0.1, 0.05), **how)

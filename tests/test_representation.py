@@ -8,7 +8,6 @@ from jax.flatten_util import ravel_pytree
 
 from lab.measures.attention import rank_one_residual, token_residual
 from lab.measures.kernel import kernel_alignment, kernel_drift, output_mean, tangent_kernel
-from lab.measures.landscape import plane
 from lab.measures.representation import (
     cka,
     effective_rank,
@@ -233,17 +232,6 @@ def test_measures_of_shape_see_no_scale(scale):
         lambda x: knn_accuracy(x[:6], labels[:6], x[6:], labels[6:], k=3, classes=3),
     ):
         np.testing.assert_allclose(measure(scale * x), measure(x), rtol=1e-5)
-    for origin, first, second in ((x[0], x[1], x[2]), (x[3], x[4], x[5])):
-        expected = plane(origin, first, second).axes
-        np.testing.assert_allclose(plane(origin, scale * first, second).axes, expected, atol=1e-6)
-        np.testing.assert_allclose(plane(origin, first, scale * second).axes, expected, atol=1e-6)
-
-
-def test_a_plane_of_two_parallel_directions_is_nan_not_rounding():
-    first = jnp.array([0.1, 0.2, 0.3])
-    for second in (3 * first, -1e-20 * first, 0 * first):
-        along, towards = plane(jnp.zeros(3), first, second).axes
-        assert jnp.isfinite(along).all() and jnp.isnan(towards).all()
 
 
 def test_gradients_of_measures_are_finite_at_degenerate_points():

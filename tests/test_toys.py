@@ -227,26 +227,39 @@ TOYS = {
             "one layer closes none": (-3.0, 0.5),
         },
     ),
-    "collapse": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --linear-steps 60 --dimension 2 --examples 100 "
-            "--batch 8 --hidden 8 --features 4"
-        ),
+    "byol_theory": Toy(
+        "--seeds 3 --steps 300 --every 1 --dimension 2 --shares 0.75 1.25 --starts 0.5 1.5",
         {
-            "with stop-gradient and predictor the encoder lives": (0.9, 1.1),
-            "without either it dies": (0, 0.3),
-            "without stop-gradient dead at any": (0, 0.2),
-            "with all terms it stays above 0.4": (0.4, 2.0),
+            "F - P'P decays at twice": (0.9, 1.1),
+            "BYOL without predictor dies": (0, 0.9),
+            "with the gradient through both sides at another": (1.3, 2.5),
         },
     ),
-    "stepwise_barlow": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --outputs 3 --widths 8 16 --pairs 6 --kernel-steps "
-            "20 --practical-steps 20"
-        ),
+    "simsiam_collapse": Toy(
+        "--seeds 3 --steps 40 --every 20 --examples 50 --views 2 --batch 8 --hidden 8 --features 4",
         {
-            "not from a large start": (0.2, 3.0),
+            "SimSiam: outputs stay": (0.3, 1.1),
+            "effective rank does not see": (0.2, 1.5),
         },
+    ),
+    "vicreg_ablation": Toy(
+        "--seeds 3 --steps 40 --every 20 --examples 50 --views 2 --batch 8 --hidden 8 --features 4",
+        {
+            "without invariance term two views": (0.8, 4.0),
+            "without variance term": (0.05, 0.9),
+        },
+    ),
+    "barlow_modes": Toy(
+        "--seeds 3 --steps 40 --every 20 --outputs 3 --gammas 1.0 0.5 0.25",
+        {"not from a large start": (0.2, 3.0)},
+    ),
+    "barlow_kernel": Toy(
+        "--seeds 3 --outputs 2 --widths 8 16 --pairs 6 --steps 400 --every 2",
+        {"width 16: rates are 8 g": (0.02, 2.0)},
+    ),
+    "barlow_practice": Toy(
+        "--seeds 3 --steps 20 --every 5 --outputs 3 --hidden 8 --batch 16",
+        {"last layer of 0.001: one mode rises": (0.0, 0.1)},
     ),
     "rank_collapse": Toy(
         "--sizes 0.001 0.01 0.5 --tokens 3 --width 4 --depth 3 --seeds 3",
@@ -460,11 +473,15 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("linear_momentum --seeds 2", "seeds: 2; give 1, they all make the same"),
         ("central_flow --lrs 0.3 0.05", "lrs: (0.3, 0.05); give two, ascending"),
         ("central_flow_several --lrs 0.5", "lrs: (0.5,); give two, ascending"),
-        ("collapse --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
-        ("collapse --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
-        ("collapse --dimension 3", "dimension: 3; give an even number, 2 or more"),
-        ("stepwise_barlow --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
-        ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
+        ("byol_theory --shares 0.5 1.5", "shares: (0.5, 1.5); 0.75 should be among them"),
+        ("byol_theory --starts 1.1 0.9", "starts: (1.1, 0.9); give them ascending"),
+        ("byol_theory --dimension 3", "dimension: 3; give an even number, 2 or more"),
+        ("simsiam_collapse --views 1", "views: 1; give 2 or more"),
+        ("vicreg_ablation --views 1", "views: 1; give 2 or more"),
+        ("barlow_modes --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
+        ("barlow_modes --scales 0.3 0.1", "scales: (0.3, 0.1); give two, ascending"),
+        ("barlow_kernel --widths 8", "widths: (8,); give two or more, ascending"),
+        ("barlow_practice --scales 0.1 0.2", "scales: (0.1, 0.2); give four, ascending"),
         (
             "masked_prediction --states 1",
             "states: 1; give 2 or more, or there is nothing to fill in",

@@ -13,8 +13,7 @@ side; the control is the same network at a tenth of the rate, whose 2 / lr is no
 Expect variance within a tenth, on average over seeds, loss within 3% (a fifth more than L alone),
 and two eigenvalues at the edge for a quarter of the race in three seeds of four: inconclusive with
 sixteen, though seven of eight did so in trials. (A flow of one direction follows whichever
-eigenvalue is on top, and predicts the same sums here.) More than 200 lines because the way to the
-common start is part of it.
+eigenvalue is on top, and predicts the same sums here.)
 
 Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, section 3. Settings and
 tolerances were chosen on seeds 100 to 103, which no preset uses.
@@ -25,23 +24,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from lab.claims import Control, Expected, Measured, about, above, below
 from lab.data import mnist
-from lab.dynamics import Flow, race, until_edge
+from lab.edge_race import edge_race
 from lab.experiment import main, seeds
 from lab.models import mlp
 from lab.plotting import STYLES, curve, key, panels
-from lab.sweep import final_states, sweep
 from lab.tasks import Task, regression
-from lab.types import BadInput, Dynamics
 
 x64 = True
 COHEN = "Cohen et al. 2024, arXiv 2410.24206, section 3"
@@ -75,26 +70,9 @@ class Config:
 PRESETS = {"quick": Config(seeds=8, steps=100), "paper": Config()}
 
 
-def task(seed: Array, x: Array, y: Array, config: Config) -> Task:
+def task(seed: Array, x: Array, y: Array, *, config: Config) -> Task:
     """The network of one seed."""
     return regression(mlp((x.shape[1], config.hidden, y.shape[1]), gain=GAIN), seed, x, y)
-
-
-def warming(seed: Array, x: Array, y: Array, *, config: Config) -> Dynamics:
-    """Gradient flow from the initial weights up to 0.97 of 2 / lr."""
-    one = task(seed, x, y, config)
-    return until_edge(one.loss, one.init, lr=config.lrs[-1], key=one.measures)
-
-
-def racing(
-    lr: Array, seed: Array, x: Array, y: Array, starts: Array, *, config: Config
-) -> Dynamics:
-    """Gradient descent, central flow and gradient flow side by side from one start."""
-    one = task(seed, x, y, config)
-    start = ravel_pytree(one.init())[1](starts[seed - config.first_seed])
-    return race(
-        one.loss, start, lr=lr, key=one.measures, directions=config.directions, parts=config.parts
-    )
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
@@ -103,35 +81,22 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     Raises:
         BadInput: other than two rates, ascending.
     """
-    if len(config.lrs) != 2 or config.lrs[0] >= config.lrs[1]:
-        raise BadInput(f"lrs: {config.lrs}; give two, ascending")
     digits = mnist(config.examples, pool=4, classes=(3, 8, 4, 9)).train
     labels = np.asarray(digits.labels)
     y = 2.0 * np.stack([labels // 2, labels % 2], axis=1) - 1.0
-    shared = {"x": jnp.asarray(digits.x, float), "y": jnp.asarray(y)}
-    where, process = {"seed": seeds(config)}, partial(warming, config=config)
-    warm = sweep(
-        process,
-        where,
-        steps=config.warm_steps,
-        every=max(1, config.warm_steps // 20),
-        shared=shared,
-        store=store / "warm",
-    )
-    like = process(jnp.int32(0), shared["x"], shared["y"])
-    final: Flow = final_states(warm, jax.eval_shape(like.init))
-    shared["starts"] = jax.vmap(lambda params: ravel_pytree(params)[0])(final.params)
-    data = sweep(
-        partial(racing, config=config),
-        {"lr": config.lrs, **where},
+    data = edge_race(
+        partial(task, config=config),
+        jnp.asarray(digits.x, float),
+        jnp.asarray(y),
+        lrs=config.lrs,
+        seeds=seeds(config),
+        warm_steps=config.warm_steps,
         steps=config.steps,
-        every=1,
-        shared=shared,
-        attrs={"seed": {"vary": "initial weights"}},
-        store=store / "race",
+        directions=config.directions,
+        parts=config.parts,
+        store=store,
     )
-    swung, said = data.variance.cumsum("step"), data.predicted_variance.cumsum("step")
-    return {"race": data.assign(swung=swung, said=said)}
+    return {"race": data}
 
 
 def expected(config: Config) -> dict[str, Expected]:

@@ -88,3 +88,15 @@ def late(values: xr.DataArray, share: float = 0.5) -> xr.DataArray:
     """
     (time,) = (str(dim) for dim in values.dims if "step" in str(dim))
     return values.sel({time: slice((1 - share) * float(values[time][-1]), None)}).mean(time)
+
+
+def reached(values: xr.DataArray, level: float) -> xr.DataArray:
+    """When each curve first passes a level (`crossing`), of all with a dimension "time".
+
+    >>> rising = xr.DataArray([[0.0, 1.0], [0.0, 0.2]], {"time": [0.0, 4.0]}, ("mode", "time"))
+    >>> reached(rising, 0.5).values
+    array([ 2., nan])
+    """
+    curves = values.transpose(..., "time")
+    found = crossing(curves.time.values.astype(float), curves.values, level)
+    return curves.isel(time=0, drop=True).copy(data=found)

@@ -17,6 +17,8 @@ grow orthogonally to it: with `W_0 V = Q R`, columns strongest first,
 
     λ_0j = R_jj² γ_j.
 
+A start smaller by r has λ_0j smaller by r², which delays mode j by `log(r) / (4 γ_j)`.
+
 A network whose outputs are linear in its parameters' changes is the same with features φ(x) whose
 products are its tangent kernel K. Of n pairs, views (x_1 ... x_n, x'_1 ... x'_n) and S the matrix
 that swaps the two views of each pair, `G = Φᵀ S Φ / (2n)` has the nonzero eigenvalues of
@@ -32,6 +34,29 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Values = float | Float[Array, "..."] | Float[np.ndarray, "..."]
+
+
+def cross_moment(first: Float[Array, "n k"], second: Float[Array, "n k"]) -> Float[Array, "k k"]:
+    """Of two views' embeddings, a pair a row, not centred: `E[z z'ᵀ + z' zᵀ] / 2`.
+
+    >>> cross_moment(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]]))
+    Array([[0., 1.],
+           [1., 0.]], dtype=float32)
+    """
+    cross = first.T @ second / len(first)
+    return (cross + cross.T) / 2
+
+
+def loss(moment: Float[Array, "k k"], *, off_diagonal: float | Array = 1.0) -> Float[Array, ""]:
+    """`|C - I|²` of a cross-moment C, with a weight for what is off the diagonal.
+
+    >>> C = jnp.array([[1.0, 2.0], [2.0, 0.0]])
+    >>> float(loss(C)), float(loss(C, off_diagonal=0.0))
+    (9.0, 1.0)
+    """
+    away = (moment - jnp.eye(len(moment))) ** 2
+    same = jnp.trace(away)
+    return same + off_diagonal * (jnp.sum(away) - same)
 
 
 def starting_strength(

@@ -10,7 +10,9 @@ With the target held fixed in the gradient, W_a = W, and equal rates,
 
     dP/dt = (I - (1 + s2) P) F - η P,    dW/dt = Pᵀ (I - (1 + s2) P) W - η W,    F = W Wᵀ.
 
-P and F come to commute; in a shared eigendirection, with p and `f = w²`,
+Of any P and W, whatever the average, `d(F - PᵀP)/dt = -2 η (F - PᵀP)`: both have the same gradient
+terms, `Pᵀ W_a Wᵀ + W W_aᵀ P - (1 + s2) (PᵀP F + F PᵀP)`. P and F come to
+commute; in a shared eigendirection, with p and `f = w²`,
 
     dp/dt = f (1 - (1 + s2) p) - η p,    df/dt = 2 f [p (1 - (1 + s2) p) - η],
 
