@@ -2,10 +2,12 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.measures.curves import crossing, last_below
+from lab.measures.curves import crossing, last_below, value_at_crossing
+from lab.measures.evidence import evidence_weights
 
 STEPS = np.arange(0, 101, 10).astype(float)
 
@@ -33,3 +35,23 @@ def test_a_level_that_is_never_passed_or_passed_from_the_start_has_no_time():
 def test_the_largest_stable_rate_is_where_the_loss_passes_the_level_beyond_the_best(losses, octave):
     found = last_below(np.array([-4.0, -3.0, -2.0, -1.0]), np.array(losses), 1.0)
     np.testing.assert_allclose(found, octave)
+
+
+def test_the_value_at_a_crossing_lies_on_the_line_between_two_records():
+    falling, rising = 1 - STEPS / 100, STEPS / 100
+    found = value_at_crossing(STEPS, np.array([falling, rising]), np.array([rising, falling]), 0.25)
+    np.testing.assert_allclose(found, [0.75, np.nan])
+
+
+def test_evidence_has_the_weights_that_logits_were_made_with_whatever_else_a_row_adds():
+    rng = np.random.default_rng(0)
+    evidence, made = rng.standard_normal((3, 5, 4, 7)), np.array([1.0, -0.5, 2.0])
+    law = rng.dirichlet(np.ones(7), (5, 4))
+    logits = np.einsum("e,e...->...", made, evidence) + rng.standard_normal((5, 4, 1))
+    where = rng.uniform(size=(5, 4)) < 0.5
+    logits[~where] = rng.standard_normal((int((~where).sum()), 7))  # these do not count
+    arrays = (jnp.asarray(a, jnp.float32) for a in (logits, evidence, law))
+    logits, evidence, law = arrays
+    found = evidence_weights(logits, evidence, law=law, where=jnp.asarray(where))
+    np.testing.assert_allclose(found, made, atol=1e-4)
+    assert not np.allclose(evidence_weights(logits, evidence, law=law), made, atol=0.05)

@@ -184,15 +184,18 @@ TOYS = {
             "of no more tokens than the period: it": (0.0, 0.3),
         },
     ),
-    "masked_prediction": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --length 6 --batch 4 --held 8 --pixel-steps 20 "
-            "--digits 50"
-        ),
+    "masked_tokens": Toy(
+        "--seeds 3 --steps 40 --every 20 --layers 1 --length 6 --batch 4 --held 8",
         {
-            "a linear masked autoencoder goes to": (-1e-06, 0.001),
-            "the best map of pixels that are not masked": (0.01, INF),
-            "it explains pixels": (0.3, 0.7),
+            "a network that sees nothing": (0.05, 1.0),
+            "one that sees both sides": (0.05, 1.5),
+        },
+    ),
+    "masked_pixels": Toy(
+        "--seeds 3 --steps 40 --digits 50 --keeps 0.25 0.5 0.75",
+        {
+            "q = 0.5: it explains pixels": (0.3, 0.7),
+            "trained on pixels all visible": (0.02, INF),
         },
     ),
     "contrastive": Toy(
@@ -459,10 +462,13 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("stepwise_barlow --outputs 9", "outputs: 9; give 3 to 7, one a gamma"),
         ("stepwise_barlow --widths 8", "widths: (8,); give two or more, ascending"),
         (
-            "masked_prediction --states 1",
+            "masked_tokens --states 1",
             "states: 1; give 2 or more, or there is nothing to fill in",
         ),
-        ("masked_prediction --pixel-steps 30", "pixel_steps: 30; give a multiple of 20"),
+        (
+            "masked_pixels --keeps 0.25 0.5",
+            "keeps: (0.25, 0.5); give them ascending within (0, 1), with [0.25, 0.5, 0.75]",
+        ),
         (
             "contrastive --temperatures 0.5 0.1",
             "temperatures: (0.5, 0.1); give them ascending, 0.2 and one above",
