@@ -8,10 +8,11 @@ at every step, it goes to the least of the expected error (`lab.theory.masked`),
 
 ridge regression whose penalty is the odds of being hidden. The more pixels are visible, the more
 the map sharpens, with negative weights beyond the next pixel. One trained on pixels that are all
-visible explains less once they are hidden.
+visible explains less once they are hidden. Expect SGD within 0.0004 of the least error (relative),
+the other 0.08 to 0.13 above it, and 0.25 of the variance explained at q = 0.5.
 
     python -m experiments masked_pixels          # quick: ten seconds
-    python -m experiments masked_pixels paper    # half a minute; writes figures/
+    python -m experiments masked_pixels paper    # 50 seconds; writes figures/
 
 Source: He et al. 2022, arXiv 2111.06377 (deep ones). Bands were set on seeds 100 and up.
 """
@@ -95,11 +96,7 @@ def rebuilding(keep: Array, paired: Array, seed: Array, x: Array, *, config: Con
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Maps by visibility and by what they are trained on, beside the closed form.
-
-    Raises:
-        BadInput: keeps that do not ascend within (0, 1), or without those that are claimed.
-    """
+    """Maps by visibility and by what they are trained on. Refuses keeps not in order or (0, 1)."""
     given = config.keeps
     if [*given] != sorted({*given} | {*CLAIMED}) or not 0 < given[0] <= given[-1] < 1:
         raise BadInput(f"keeps: {given}; give them ascending within (0, 1), with {[*CLAIMED]}")
