@@ -5,7 +5,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
+from lab.measures.choice import chosen
 from lab.measures.curves import crossing, last_below, value_at_crossing
 from lab.measures.evidence import evidence_weights
 
@@ -55,3 +57,13 @@ def test_evidence_has_the_weights_that_logits_were_made_with_whatever_else_a_row
     found = evidence_weights(logits, evidence, law=law, where=jnp.asarray(where))
     np.testing.assert_allclose(found, made, atol=1e-4)
     assert not np.allclose(evidence_weights(logits, evidence, law=law), made, atol=0.05)
+
+
+def test_the_choice_is_best_on_validation_whatever_the_test_says():
+    rng = np.random.default_rng(0)
+    scores = xr.DataArray(rng.uniform(size=(3, 4, 2, 6, 5)), dims=("a", "seed", "of", "count", "b"))
+    found = chosen(scores, "count", "seed")
+    at = scores.transpose("count", "seed", "of", "a", "b").values.reshape(6, 4, 2, 15)
+    for i in np.ndindex(6, 4):
+        best = at[i][0].argmax()
+        assert found.choice.values[i] == best and found.accuracy.values[i] == at[i][1, best]

@@ -199,14 +199,18 @@ TOYS = {
         },
     ),
     "contrastive": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --inspect-every 40 --temperatures 0.2 2 --batch 8 "
-            "--labels 20 --examples 50"
-        ),
+        "--seeds 3 --steps 20 --every 20 --temperatures 0.05 0.2 2 --batch 8 --held 32 "
+        "--examples 50",
         {
-            "at init temperature makes no difference": (-0.0001, 0.0001),
-            "at the highest temperature the first": (0.95, 1.05),
-            "at init it has no more": (0.99, 1.01),
+            "views are farther apart at 0.2": (0.3, 1.6),
+            "from 10 to 20, far above": (-0.2, 1.1),
+        },
+    ),
+    "projector": Toy(
+        "--seeds 3 --steps 20 --batch 8 --labels 20 --tested 50 --examples 50",
+        {
+            "under usual views the encoder": (0.8, 1.5),
+            "not where there are no views": (-0.3, 0.3),
         },
     ),
     "label_efficiency": Toy(
@@ -471,7 +475,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ),
         (
             "contrastive --temperatures 0.5 0.1",
-            "temperatures: (0.5, 0.1); give them ascending, 0.2 and one above",
+            "temperatures: (0.5, 0.1); give them ascending, with [0.05, 0.2, 2.0]",
         ),
         ("label_efficiency --labels 5 1", "labels: (5, 1); give one number or more, ascending"),
         ("label_efficiency --labels 400", "labels: (400,); give 1 to 300 a class"),
