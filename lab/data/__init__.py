@@ -2,7 +2,7 @@
 
 from lab.data.augmentations import Augmentation, augmented, several_views, two_views, views
 from lab.data.batches import minibatch, pairs
-from lab.data.digits import Digits, Split, mnist, mnist1d, sklearn_digits
+from lab.data.digits import Digits, Parts, Split, mnist, mnist1d, parts, sklearn_digits
 from lab.data.selection import Selection, token_selection
 from lab.data.sequences import (
     Chains,
@@ -19,6 +19,7 @@ __all__ = [
     "Augmentation",
     "Chains",
     "Digits",
+    "Parts",
     "Regressions",
     "Repeats",
     "Selection",
@@ -31,6 +32,7 @@ __all__ = [
     "mnist",
     "mnist1d",
     "pairs",
+    "parts",
     "periodic_repeats",
     "pixel_sequences",
     "several_views",
