@@ -5,16 +5,16 @@ own output or behind a projector 64-64-64 that is thrown away. Views are none (b
 itself), usual, or strong. Dimensions: effective rank of the encoder's output on digits held out.
 Jing et al.: contrast collapses dimensions in which views vary more than digits, and a projector
 takes that upon itself. So with no views to agree on there is nothing to save (the control). They
-also find that stronger augmentation collapses more, which is claimed as they have it.
-
+also find that stronger augmentation collapses more, which is claimed as they have it, and fails.
 A linear probe on 500 labels reads the layer (hidden or output), at the penalty, that validation
 chooses, for every method alike: trained encoders, the network at init (random), raw pixels.
+Expect effective ranks (without, with) of 62, 51 (none), 32, 41 (usual), 39, 44 (strong); a probe
+2 percent above random features, which are 4 above raw pixels, and no more with than without.
 
     python -m experiments projector          # quick: half a minute on two cores
-    python -m experiments projector paper    # one minute; writes figures/
+    python -m experiments projector paper    # three busy minutes; writes figures/
 
-Sources: Jing et al. 2022, arXiv 2110.09348; Chen et al. 2020, arXiv 2002.05709 (linear probes).
-Settings and bands were set on seeds 100 and up.
+Sources: Jing et al. 2022, arXiv 2110.09348; Chen et al. 2020, arXiv 2002.05709.
 """
 
 from collections.abc import Mapping
@@ -89,8 +89,8 @@ def learning(
     task = contrast(
         ENCODER, HEAD, own_key, x, how=how, fill=x.min(0), projector=behind == 1, **sizes
     )
-    splits = (config.labels, 2 * config.labels)
-    rows = jnp.split(jax.random.permutation(split_key, len(held)), splits)
+    order = jax.random.permutation(split_key, len(held))
+    rows = jnp.split(order, (config.labels, 2 * config.labels))
 
     def observe(state: Descent, t: Array) -> dict[str, Array]:
         hidden, output = ENCODER.apply(state.params["encoder"], held, preactivations=True)
@@ -190,9 +190,9 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
             axes.set(xlabel="views")
             axes.set_xticks(range(len(VIEWS)), labels=[*VIEWS])
         left.set(ylabel="effective rank of the encoder", ylim=(0, None))
-        right.set(ylabel="probe's accuracy − random features'")
+        right.set(ylabel="accuracy over random features")
         key(left, columns=3, title="projector")
-        key(right, columns=3, title="projector")
+        key(right, columns=3, title="projector (level: random features)")
     return result
 
 
