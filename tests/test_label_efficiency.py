@@ -7,6 +7,7 @@ import pytest
 
 from experiments.self_supervised import label_efficiency
 from experiments.self_supervised.label_efficiency import Config, drawn, run
+from lab import tasks
 from lab.data import Split, mnist, parts
 from lab.models import mlp
 from lab.types import BadInput
@@ -28,12 +29,22 @@ SMALL = Config(
 )
 
 
-def test_permuting_the_test_labels_changes_no_choice(monkeypatch, tmp_path):
+@pytest.fixture
+def few(monkeypatch):
+    """Digits of 7 x 7 pixels, small networks, and views that are the digit itself."""
     for name, widths in (("ENCODER", (49, 8, 4)), ("HEAD", (4, 2)), ("CLASSIFIER", (49, 8, 10))):
         monkeypatch.setattr(label_efficiency, name, mlp(widths))
-    monkeypatch.setattr(
-        label_efficiency, "mnist", few := lambda *a, **k: mnist(*a, **k | {"pool": 4})
-    )
+    monkeypatch.setattr(label_efficiency, "views", lambda key, x, how, fill: x)
+    monkeypatch.setattr(tasks, "two_views", lambda key, x, how, fill: (x, x))
+
+    def digits(*arguments, **words):
+        return mnist(*arguments, **words | {"pool": 4})
+
+    monkeypatch.setattr(label_efficiency, "mnist", digits)
+    return digits
+
+
+def test_permuting_the_test_labels_changes_no_choice(few, monkeypatch, tmp_path):
     honest = run(SMALL, tmp_path / "honest")["labels"]
     rows, _ = drawn(jnp.int32(SMALL.first_seed), SMALL)
     test = np.asarray(rows.test) - SMALL.examples
