@@ -1,4 +1,4 @@
-"""Pretraining beats features not learned; fair supervision it does not, from 5 labels a class on.
+"""Pretraining beats features not learned; at 5 and 10 labels a class fair supervision beats it.
 
 MNIST digits (14 x 14): 3,000 without labels, of which 1 to 50 a class are labelled; 500 to validate
 on; 1,500 to test. Contrastive pretraining (NT-Xent) and a ridge probe, against a network of the
@@ -9,8 +9,13 @@ Whatever can be chosen (temperature, layer, penalty, time to stop; rate and time
 on validation, for each method and seed alike; test labels are looked at for no choice. That split
 has more labels than most methods train on: each choice is near the best there is, for all alike.
 
+Expect pretraining to gain 7, 7, 5 and 3 percent over the better of random features and pixels at 1,
+5, 10 and 50 labels a class. Against supervision with the same augmentations: 3 ahead at 1, 4 and 5
+behind at 5 and 10, one behind at 50 (level to 2 percent: inconclusive). Without augmentations
+supervision loses by 6 and 2 percent at 5 and 10, and is level at 50.
+
     python -m experiments label_efficiency          # quick: one minute on two cores
-    python -m experiments label_efficiency paper    # four minutes; writes figures/
+    python -m experiments label_efficiency paper    # five busy minutes; writes figures/
 
 Sources: Chen et al. 2020, arXiv 2002.05709 (few labels); Newell and Deng 2020, arXiv 2003.14323
 (the gain shrinks as labels grow). Settings and bands were set on seeds 100 and up. This file has
@@ -258,7 +263,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     counts, names = accuracy["count"].values, accuracy.approach.values
     with panels(2, ratio=0.9) as (result, (left, right)):
         for i, (name, style) in enumerate(zip(names, STYLES, strict=False)):
-            beside = accuracy.sel(approach=name).assign_coords(count=counts * 1.12 ** (i - 2.5))
+            beside = accuracy.sel(approach=name).assign_coords(count=counts * 1.08 ** (i - 2.5))
             looks = {**style, "linestyle": "none", "label": name}
             points(left, 1 - beside, log=True, **looks)
             if i:
