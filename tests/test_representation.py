@@ -9,12 +9,14 @@ from jax.flatten_util import ravel_pytree
 from lab.measures.attention import rank_one_residual, token_residual
 from lab.measures.kernel import kernel_alignment, kernel_drift, output_mean, tangent_kernel
 from lab.measures.representation import (
+    Labelled,
     cka,
     effective_rank,
     knn_accuracy,
     logistic_probe,
     probed,
     ridge_probe,
+    ridge_scores,
     spread,
 )
 from lab.models import mlp
@@ -265,3 +267,24 @@ def test_what_does_not_belong_together_is_refused():
         ridge_probe(x, jnp.ones((3, 2)), penalty=0.0)
     with pytest.raises(BadInput, match="k: 5 neighbours; give 1 to 4"):
         knn_accuracy(x, jnp.zeros(4, int), x, jnp.zeros(4, int), k=5)
+
+
+def test_scores_of_ridge_probes_do_not_depend_on_the_scale_or_place_of_features():
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(0, 3, 60))
+    x = jnp.asarray(rng.standard_normal((60, 4)) + 3 * np.eye(3, 4)[labels], jnp.float32)
+    parts = (slice(0, 30), slice(30, 45), slice(45, 60))
+
+    def scores(z):
+        held = (Labelled(z[of], labels[of]) for of in parts)
+        return ridge_scores(*held, penalties=jnp.array([1e-2, 10.0]), classes=3)
+
+    found = scores(x)
+    assert found.shape == (2, 2) and (found[0] > 0.5).all()
+    np.testing.assert_allclose(scores(100 * x + 7), found)
+    probe = ridge_probe(x[:30], jax.nn.one_hot(labels[:30], 3), penalty=0.0)
+    exact = jnp.mean(probed(probe, x[30:45]).argmax(-1) == labels[30:45])
+    held = (Labelled(x[of], labels[of]) for of in parts)
+    np.testing.assert_allclose(
+        ridge_scores(*held, penalties=jnp.array([1e-9]), classes=3)[0, 0], exact
+    )

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab import objectives as o
+from lab.data import Augmentation
+from lab.models import mlp
+from lab.tasks import contrast
 from lab.types import BadInput
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -302,3 +305,29 @@ def test_numbers_may_be_traced():
 def test_masks_of_other_shapes_are_refused():
     with pytest.raises(BadInput, match="masked: shape"):
         o.masked_prediction(jnp.ones((2, 3)), jnp.zeros(2, int), jnp.zeros(3, bool))
+
+
+def test_without_a_projector_the_loss_compares_the_encoders_own_output():
+    encoder, head = mlp((16, 6)), mlp((6, 4))
+    x = jax.random.normal(jax.random.key(1), (9, 16))
+    settings = {"how": Augmentation(noise=0.5), "fill": x.min(0), "size": 5, "temperature": 0.5}
+    made = [
+        contrast(encoder, head, jax.random.key(0), x, projector=p, **settings)
+        for p in (True, jnp.array(True), jnp.array(False))
+    ]
+    params, pair = made[0].init(), made[0].batch(jnp.int32(3))
+    np.testing.assert_allclose(made[1].loss(params, pair), made[0].loss(params, pair), rtol=1e-5)
+    own = (encoder.apply(params["encoder"], view) for view in pair)
+    np.testing.assert_allclose(
+        made[2].loss(params, pair), o.nt_xent(*own, temperature=0.5), rtol=1e-5
+    )
+
+
+def test_pairs_that_are_not_paired_are_of_different_examples():
+    encoder, head = mlp((16, 6)), mlp((6, 4))
+    x = jnp.arange(9 * 16.0).reshape(9, 16)
+    settings = {"how": Augmentation(), "fill": x.min(0), "size": 5, "temperature": 0.5}
+    of = {p: contrast(encoder, head, jax.random.key(0), x, paired=p, **settings) for p in (0, 1)}
+    first, second = of[1].batch(jnp.int32(3))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(of[0].batch(jnp.int32(3))[1], jnp.roll(first, 1, 0))

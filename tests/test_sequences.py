@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.data import markov_chains, periodic_repeats
+from lab.data import chain_sequences, markov_chains, periodic_repeats
 from lab.measures.attention import (
     attention_entropy,
     prefix_matching_score,
@@ -192,3 +192,13 @@ def test_what_follows_a_token_is_its_row_of_the_chain():
         for t in range(7):
             row = drawn.transitions[n, drawn.tokens[n, t]]
             assert (drawn.following[n, t] == row).all()
+
+
+def test_sequences_of_one_chain_start_by_the_law_given_and_follow_its_rows():
+    chain = jnp.array([[0.1, 0.6, 0.3], [0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
+    start = jnp.array([0.7, 0.0, 0.3])
+    x = np.asarray(chain_sequences(jax.random.key(1), chain, start, sequences=4000, length=8))
+    np.testing.assert_allclose(np.bincount(x[:, 0], minlength=3) / 4000, start, atol=0.03)
+    for state in range(3):
+        followed = np.bincount(x[:, 1:][x[:, :-1] == state], minlength=3)
+        np.testing.assert_allclose(followed / followed.sum(), chain[state], atol=0.02)

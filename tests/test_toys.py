@@ -188,35 +188,40 @@ TOYS = {
             "of no more tokens than the period: it": (0.0, 0.3),
         },
     ),
-    "masked_prediction": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --length 6 --batch 4 --held 8 --pixel-steps 20 "
-            "--digits 50"
-        ),
+    "masked_tokens": Toy(
+        "--seeds 3 --steps 40 --every 20 --layers 1 --length 6 --batch 4 --held 8",
         {
-            "a linear masked autoencoder goes to": (-1e-06, 0.001),
-            "the best map of pixels that are not masked": (0.01, INF),
-            "it explains pixels": (0.3, 0.7),
+            "a network that sees nothing": (0.05, 1.0),
+            "one that sees both sides": (0.05, 1.5),
+        },
+    ),
+    "masked_pixels": Toy(
+        "--seeds 3 --steps 40 --digits 50 --keeps 0.25 0.5 0.75",
+        {
+            "q = 0.5: it explains pixels": (0.3, 0.7),
+            "trained on pixels all visible": (0.02, INF),
         },
     ),
     "contrastive": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --inspect-every 40 --temperatures 0.2 2 --batch 8 "
-            "--labels 20 --examples 50"
-        ),
+        "--seeds 3 --steps 20 --every 20 --temperatures 0.05 0.2 2 --batch 8 --held 32 "
+        "--examples 50",
         {
-            "at init temperature makes no difference": (-0.0001, 0.0001),
-            "at the highest temperature the first": (0.95, 1.05),
-            "at init it has no more": (0.99, 1.01),
+            "views are farther apart at 0.2": (0.3, 1.6),
+            "from 10 to 20, far above": (-0.2, 1.1),
+        },
+    ),
+    "projector": Toy(
+        "--seeds 3 --steps 20 --batch 8 --labels 20 --tested 50 --examples 50",
+        {
+            "under usual views the encoder": (0.8, 1.5),
+            "not where there are no views": (-0.3, 0.3),
         },
     ),
     "label_efficiency": Toy(
-        (
-            "--seeds 3 --steps 40 --every 20 --supervised-steps 20 --labels 1 --temperatures 0.2 "
-            "--lrs 0.001 --examples 100 --tested 100 --batch 8 --penalties 0.1"
-        ),
+        "--seeds 3 --steps 20 --every 20 --supervised-steps 20 --labels 1 --temperatures 0.2 "
+        "--lrs 0.001 --examples 100 --validation 50 --tested 100 --batch 8 --penalties 0.1",
         {
-            "1 a class: they beat supervision": (0.02, 0.4),
+            "1 a class: they beat supervision": (0.0, 0.4),
             "1 a class: pretraining and a probe beat": (-0.2, 0.2),
         },
     ),
@@ -483,13 +488,16 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("barlow_kernel --widths 8", "widths: (8,); give two or more, ascending"),
         ("barlow_practice --scales 0.1 0.2", "scales: (0.1, 0.2); give four, ascending"),
         (
-            "masked_prediction --states 1",
+            "masked_tokens --states 1",
             "states: 1; give 2 or more, or there is nothing to fill in",
         ),
-        ("masked_prediction --pixel-steps 30", "pixel_steps: 30; give a multiple of 20"),
+        (
+            "masked_pixels --keeps 0.25 0.5",
+            "keeps: (0.25, 0.5); give them ascending within (0, 1), with [0.25, 0.5, 0.75]",
+        ),
         (
             "contrastive --temperatures 0.5 0.1",
-            "temperatures: (0.5, 0.1); give them ascending, 0.2 and one above",
+            "temperatures: (0.5, 0.1); give them ascending, with [0.05, 0.2, 2.0]",
         ),
         ("label_efficiency --labels 5 1", "labels: (5, 1); give one number or more, ascending"),
         ("label_efficiency --labels 400", "labels: (400,); give 1 to 300 a class"),

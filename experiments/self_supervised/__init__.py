@@ -11,10 +11,13 @@ Two networks that predict each other's output could agree on a constant, and do 
 - Barlow Twins learns mode by mode, each when its start says (`barlow_modes`); networks at the rates
   of their tangent kernel, to an error of width^(-1/2) (`barlow_kernel`); with a small last layer in
   practice too, at times that features at init foretell (`barlow_practice`).
-
-Contrast spreads representations over the sphere (`contrastive`), and what such a representation
-saves in labels is priced (`label_efficiency`). Masked prediction learns the posterior of a language
-that is known (`masked_tokens`), and of pixels the principal subspace (`masked_pixels`).
+- Contrast spreads representations over the sphere, most at a temperature of 0.2 (`contrastive`);
+  its views cost the encoder dimensions, some of which a projector saves (`projector`). What such a
+  representation saves in labels is priced against features that are not learned and supervision
+  with the same augmentations (`label_efficiency`).
+- Masked prediction comes near the posterior of a language that is known, frequencies first and then
+  both sides (`masked_tokens`); of pixels a linear map learns ridge regression, its penalty the odds
+  of being hidden (`masked_pixels`).
 
 Open: all of it is of one hidden layer or two, on small images and synthetic languages. In practice
 modes rise in 0.6 of the time that features at init give them: what do the layers below learn while

@@ -2,12 +2,13 @@
 
 from lab.data.augmentations import Augmentation, augmented, several_views, two_views, views
 from lab.data.batches import minibatch, pairs
-from lab.data.digits import Digits, Split, mnist, mnist1d, sklearn_digits
+from lab.data.digits import Digits, Parts, Split, mnist, mnist1d, parts, sklearn_digits
 from lab.data.selection import Selection, token_selection
 from lab.data.sequences import (
     Chains,
     Regressions,
     Repeats,
+    chain_sequences,
     in_context_regression,
     markov_chains,
     periodic_repeats,
@@ -18,17 +19,20 @@ __all__ = [
     "Augmentation",
     "Chains",
     "Digits",
+    "Parts",
     "Regressions",
     "Repeats",
     "Selection",
     "Split",
     "augmented",
+    "chain_sequences",
     "in_context_regression",
     "markov_chains",
     "minibatch",
     "mnist",
     "mnist1d",
     "pairs",
+    "parts",
     "periodic_repeats",
     "pixel_sequences",
     "several_views",

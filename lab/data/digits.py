@@ -13,9 +13,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from lab.types import BadInput
 
@@ -260,3 +261,50 @@ def _digits(x: np.ndarray, labels: np.ndarray, classes: int) -> Digits:
     return Digits(
         jnp.asarray(x, float), jnp.asarray(np.eye(classes)[labels], float), jnp.asarray(labels)
     )
+
+
+class Parts(NamedTuple):
+    """Rows: labelled examples of those trained on, and a split of the others."""
+
+    labelled: Int[Array, " l"]
+    validation: Int[Array, " v"]
+    test: Int[Array, " t"]
+
+
+def parts(
+    key: Key[Array, ""], *, examples: int, labelled: int, validation: int, tested: int
+) -> Parts:
+    """Rows drawn by tens that hold one digit of each class, as `mnist` orders train and test.
+
+    Of train (the first rows) `labelled` are drawn, of test (after them) all are split in two. The
+    first 10 n labelled are the same whatever their number: n a class, one set within the next.
+
+    Args:
+        key: of what is drawn.
+        examples: rows of train.
+        labelled: of them, how many have labels.
+        validation: rows of test to choose by.
+        tested: rows of test to test on.
+
+    Raises:
+        BadInput: a number that is no multiple of ten; more labelled than there are.
+
+    >>> rows = parts(jax.random.key(0), examples=50, labelled=20, validation=10, tested=10)
+    >>> [len(of) for of in rows], sorted(rows.labelled.tolist()[:10])[0] % 10
+    ([20, 10, 10], 0)
+    """
+    given = {"examples": examples, "labelled": labelled, "validation": validation, "tested": tested}
+    for name, count in given.items():
+        if count % 10:
+            raise BadInput(f"{name}: {count}; give a multiple of 10")
+    if labelled > examples:
+        raise BadInput(f"labelled: {labelled}; there are {examples} examples")
+
+    def tens(key: Array, count: int) -> Array:
+        order = jax.random.permutation(key, count // 10)
+        return (10 * order[:, None] + jnp.arange(10)[None]).reshape(-1)
+
+    labelled_key, others_key = jax.random.split(key)
+    others = examples + tens(others_key, validation + tested)
+    chosen = tens(labelled_key, examples)[:labelled]
+    return Parts(chosen, others[:validation], others[validation:])

@@ -203,6 +203,42 @@ def markov_chains(key: Key[Array, ""], *, sequences: int, length: int, states: i
     return Chains(jnp.concatenate([first[:, None], rest], 1), transitions)
 
 
+def chain_sequences(
+    key: Key[Array, ""],
+    transitions: Float[Array, "k k"],
+    start: Float[Array, " k"],
+    *,
+    sequences: int,
+    length: int,
+) -> Int[Array, "sequences length"]:
+    """Sequences of one Markov chain, whose first token has the law `start`.
+
+    Args:
+        key: of everything drawn.
+        transitions: rows that sum to one.
+        start: such as the stationary law, `lab.theory.masked.stationary`.
+        sequences: how many.
+        length: tokens of each.
+
+    Raises:
+        BadInput: no sequence or no token.
+
+    >>> cycle = jnp.roll(jnp.eye(3), 1, 1)
+    >>> chain_sequences(jax.random.key(0), cycle, cycle[0], sequences=2, length=4)
+    Array([[1, 2, 0, 1],
+           [1, 2, 0, 1]], dtype=int32)
+    """
+    _positive(sequences=sequences, length=length)
+    passed = jnp.cumsum(transitions, 1)[:, :-1]  # at most the last state, however rounded
+
+    def follow(levels: Array, u: Array) -> tuple[Array, Array]:
+        token = jnp.sum(levels <= u[:, None], 1, dtype=jnp.int32)
+        return passed[token], token
+
+    first = jnp.broadcast_to(jnp.cumsum(start)[None, :-1], (sequences, len(start) - 1))
+    return jax.lax.scan(follow, first, jax.random.uniform(key, (length, sequences), float))[1].T
+
+
 def _positive(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:

@@ -64,7 +64,7 @@ def descent(
 
     def start() -> Descent:
         params = init()
-        before = unknown(loss, params, *batches(jnp.int32(0)))
+        before = unknown(loss, params, *jax.eval_shape(batches, jnp.int32(0)))
         return Descent(params, optimizer.init(params), before, jnp.int32(0))
 
     def step(state: Descent, t: Array) -> Descent:

@@ -26,6 +26,25 @@ def crossing(
     return np.where(i > 0, found, np.nan)
 
 
+def value_at_crossing(
+    x: Float[np.ndarray, " t"],
+    values: Float[np.ndarray, "n t"],
+    other: Float[np.ndarray, "n t"],
+    level: float,
+) -> Float[np.ndarray, " n"]:
+    """What each curve is where another first reaches a level from below (`crossing`).
+
+    By straight lines between the points; NaN where the other never does.
+
+    >>> x = np.array([0.0, 2.0, 4.0])
+    >>> value_at_crossing(x, np.array([[0.0, 4.0, 4.0]]), np.array([[0.0, 1.0, 2.0]]), 0.5)
+    array([2.])
+    """
+    return np.array(
+        [np.interp(at, x, y) for at, y in zip(crossing(x, other, level), values, strict=True)]
+    )
+
+
 def border(x: Float[np.ndarray, " m"], holds: Bool[np.ndarray, "*n m"]) -> Float[np.ndarray, "*n"]:
     """Midway between the last of x up to which it holds (0 if it never does) and the next.
 

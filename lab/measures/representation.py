@@ -4,7 +4,7 @@ Features are rows, an example each. Alignment and uniformity are in `lab.objecti
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +111,41 @@ def _shortest(matrix: Float[Array, "k k"], y: Float[Array, "k c"]) -> Float[Arra
 
     # Its derivative needs no derivative of the eigenvectors, which equal eigenvalues do not have.
     return lax.custom_linear_solve(partial(jnp.matmul, matrix), y, solve, symmetric=True)
+
+
+class Labelled(NamedTuple):
+    """Features and the classes they are of."""
+
+    features: Features
+    labels: Int[Array, " n"]
+
+
+def ridge_scores(
+    fitted: Labelled,
+    *held: Labelled,
+    penalties: Float[Array, " p"],
+    classes: int = 10,
+) -> Float[Array, "p k"]:
+    """Accuracy on k held-out sets of ridge probes (`ridge_probe`) of p penalties.
+
+    Features are centred, and scaled to a mean square of 1, by the set that is fitted, so that a
+    penalty means the same for every representation.
+
+    >>> x = Labelled(jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 0, 1, 1]))
+    >>> ridge_scores(x, x, penalties=jnp.array([0.01, 0.1]), classes=2)
+    Array([[1.],
+           [1.]], dtype=float32)
+    """
+    mean = fitted.features.mean(0)[None]
+    scale = jnp.sqrt(jnp.mean((fitted.features - mean) ** 2) + 1e-12)
+    x, y = (fitted.features - mean) / scale, jax.nn.one_hot(fitted.labels, classes)
+
+    def scores(penalty: Array) -> Array:
+        probe = ridge_probe(x, y, penalty=penalty)
+        said = (probed(probe, (z - mean) / scale).argmax(-1) for z, _ in held)
+        return jnp.stack([jnp.mean(s == of.labels) for s, of in zip(said, held, strict=True)])
+
+    return lax.map(scores, penalties)
 
 
 def logistic_probe(
