@@ -36,7 +36,7 @@ import jax
 
 from lab.claims import judged
 from lab.report import finite, plain, print_claims, print_expected
-from lab.types import BadInput, Claim
+from lab.types import BadInput
 
 RUNS, FIGURES = Path("runs"), Path("figures")
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "xarray", "zarr")
@@ -100,14 +100,14 @@ def _main(experiment: ModuleType, argv: list[str]) -> int:
             raise BadInput(f"--resume: there is nothing in {folder}; leave it out to start")
         data = _run(experiment, config, folder, options.fresh)
     seconds = _seconds(folder)
-    claims = _claims(experiment, config, data)
+    claims = judged(experiment.expected(config), experiment.measured(data))
     unmodified = preset == "paper" and config == experiment.PRESETS["paper"]
     subject = _file(experiment).parent.name
     target = FIGURES / subject / name if unmodified else folder / name
 
     from lab.plotting import saved
 
-    files = saved(experiment.figure(_as_given(experiment, data)), target)
+    files = saved(experiment.figure(data), target)
     diverged = _diverged(experiment, data)
     report = {
         "experiment": name,
@@ -120,7 +120,7 @@ def _main(experiment: ModuleType, argv: list[str]) -> int:
         **_provenance(data, folder, seconds),
     }
     if hasattr(experiment, "tables"):
-        report["tables"] = experiment.tables(_as_given(experiment, data))
+        report["tables"] = experiment.tables(data)
     target.with_suffix(".json").write_text(json.dumps(finite(report), indent=1) + "\n")
     print_claims(claims)
     for name, found in diverged.items():
@@ -128,16 +128,6 @@ def _main(experiment: ModuleType, argv: list[str]) -> int:
         print(f"{name}: {found['diverged']} of {found['runs']} runs diverged{because}")
     print(f"{seconds:.0f} s of computing", target.with_suffix(".json"), *files, sep="\n")
     return int(any(claim.verdict == "fail" for claim in claims))
-
-
-def _claims(experiment: ModuleType, config: Any, data: Any) -> list[Claim]:
-    if not hasattr(experiment, "expected"):
-        return experiment.claims(_as_given(experiment, data))
-    return judged(experiment.expected(config), experiment.measured(data))
-
-
-def _as_given(experiment: ModuleType, data: Any) -> Any:
-    return data if hasattr(experiment, "expected") else data["data"]
 
 
 def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, Any, Any]:
@@ -196,7 +186,7 @@ def _run(experiment: ModuleType, config: Any, folder: Path, fresh: bool) -> Any:
     old, held = folder.with_name(f"{folder.name}.old"), begun.exists()
     try:
         with _timed(begun):
-            data = _datasets(experiment.run(config, begun / "store"))
+            data = dict(experiment.run(config, begun / "store"))
     except BadInput as error:
         if fresh and not held:
             shutil.rmtree(begun, ignore_errors=True)
@@ -216,14 +206,6 @@ def _mend(folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)
-
-
-def _datasets(given: Any) -> Any:
-    return (
-        dict(given)
-        if isinstance(given, Mapping) and "data_vars" not in dir(given)
-        else {"data": given}
-    )
 
 
 @contextmanager

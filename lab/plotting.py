@@ -162,31 +162,6 @@ def key(axes: Axes, *, columns: int = 2, title: str | None = None, **settings: A
     )
 
 
-def band_plot(
-    axes: Axes,
-    x: np.ndarray,
-    values: np.ndarray,
-    *,
-    colour: Any,
-    label: str | None = None,
-    log: bool = False,
-) -> None:
-    """The mean over seeds, with its 95% interval as a band.
-
-    Args:
-        axes: where.
-        x: shape (points,).
-        values: shape (seeds, points).
-        colour: of line and band.
-        label: for the legend.
-        log: average the logarithm (geometric mean), for a logarithmic axis.
-    """
-    curves = band(np.log(values)) if log else band(values)
-    mean, low, high = map(np.exp, curves) if log else curves
-    axes.plot(x, mean, color=colour, label=label)
-    axes.fill_between(x, low, high, color=colour, alpha=0.3, linewidth=0)
-
-
 def theory_line(axes: Axes, y: float, *, colour: Any = "0.3", label: str | None = None) -> None:
     """A predicted level, dashed."""
     axes.axhline(y, color=colour, linestyle=(0, (4, 2)), linewidth=0.8, label=label, zorder=1)
