@@ -10,7 +10,7 @@ scale that Adam removes: from 10 to 20 little should change, which is the contro
 uniformity [0.03, 0.15], in two seeds of twelve more than the 0.1 that count: inconclusive there.
 What probes read of such an encoder: `projector`, `label_efficiency`.
 
-    python -m experiments contrastive          # quick: 40 seconds on two cores
+    python -m experiments contrastive          # quick: half a minute on two cores
     python -m experiments contrastive paper    # six busy minutes; writes figures/
 
 Sources: Wang and Liu 2021, arXiv 2012.09740; Wang and Isola 2020, arXiv 2005.10242 (alignment,
