@@ -309,13 +309,13 @@ def test_masks_of_other_shapes_are_refused():
 
 def test_without_a_projector_the_loss_compares_the_encoders_own_output():
     encoder, head = mlp((16, 6)), mlp((6, 4))
-    x = jax.random.normal(jax.random.key(1), (9, 16))
-    settings = {"how": Augmentation(noise=0.5), "fill": x.min(0), "size": 5, "temperature": 0.5}
+    x, *pair = jax.random.normal(jax.random.key(1), (3, 9, 16))
+    settings = {"how": Augmentation(), "fill": x.min(0), "size": 5, "temperature": 0.5}
     made = [
         contrast(encoder, head, jax.random.key(0), x, projector=p, **settings)
         for p in (True, jnp.array(True), jnp.array(False))
     ]
-    params, pair = made[0].init(), made[0].batch(jnp.int32(3))
+    params = made[0].init()
     np.testing.assert_allclose(made[1].loss(params, pair), made[0].loss(params, pair), rtol=1e-5)
     own = (encoder.apply(params["encoder"], view) for view in pair)
     np.testing.assert_allclose(

@@ -12,8 +12,8 @@ says. Logits are fitted by m log π + a log L + b log R; the weights go to one.
 Expect 0.020 nats above the posterior, 0.007 above the law given the left; frequencies whole (1.00)
 when neighbours have a quarter of their weight. The sides rise together, either may lead.
 
-    python -m experiments masked_tokens          # quick: 75 seconds on two cores
-    python -m experiments masked_tokens paper    # two minutes; writes figures/
+    python -m experiments masked_tokens          # quick: half a minute on two cores
+    python -m experiments masked_tokens paper    # a busy two and a half minutes; writes figures/
 
 Source: Devlin et al. 2019, arXiv 1810.04805. Bands were set on seeds 100 and up.
 """

@@ -11,7 +11,7 @@ chooses, for every method alike: trained encoders, the network at init (random),
 Expect effective ranks (without, with) of 62, 51 (none), 32, 41 (usual), 39, 44 (strong); a probe
 2 percent above random features, which are 4 above raw pixels, and no more with than without.
 
-    python -m experiments projector          # quick: half a minute on two cores
+    python -m experiments projector          # quick: 45 seconds on two cores
     python -m experiments projector paper    # three busy minutes; writes figures/
 
 Sources: Jing et al. 2022, arXiv 2110.09348; Chen et al. 2020, arXiv 2002.05709.
@@ -69,7 +69,7 @@ class Config:
     first_seed: int = 0  # The first of them.
 
 
-PRESETS = {"quick": Config(seeds=8, steps=400), "paper": Config()}
+PRESETS = {"quick": Config(seeds=10), "paper": Config()}
 
 
 def learning(
