@@ -153,7 +153,7 @@ def problems() -> dict[str, Problem]:
         ),
         "f": _problem(
             "(a) with sharpness every 50 steps",
-            mlp((196, 64, 64, 10)), digits, 32, 100, narrow, "mlp", onehot, "sgd", 0.05,
+            mlp((196, 64, 64, 10)), digits, 16, 300, narrow, "mlp", onehot, "sgd", 0.05,
             sharpness=True,
         ),
     }  # fmt: skip
