@@ -1,13 +1,15 @@
 """How long a sweep of many tiny runs takes and how much memory it needs, in a process of its own.
 
-A child prints seconds and peak bytes:
+A child prints seconds, peak bytes and seconds of rewriting:
 
     python -m experiments.engine.peers.memory FORM RUNS EXAMPLES
 """
 
+import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from functools import partial
@@ -29,18 +31,19 @@ class Cost(NamedTuple):
     Attributes:
         seconds: from the first call to the last record on the host.
         peak_bytes: of resident memory, imports included.
+        rewriting: seconds that it takes to write results as one json file, anew each thousand runs.
     """
 
     seconds: float
     peak_bytes: float
+    rewriting: float
 
 
 def cost(form: str, runs: int, examples: int) -> Cost:
     """Of `form` on so many runs.
 
     Args:
-        form: "sweep", the engine; "vmap", all runs at once; "append", the engine, its records then
-            put run by run onto one growing array, which copies all of them each time.
+        form: "sweep", the engine; "vmap", all runs at once.
         runs: their number.
         examples: digits in the training set.
     """
@@ -79,14 +82,10 @@ def main(form: str, runs: int, examples: int) -> None:
     digits = sklearn_digits(examples).train
     process = partial(training, lr=0.05)
     begun = time.perf_counter()
-    if form in ("sweep", "append"):
+    if form == "sweep":
         shared = {"x": digits.x, "y": digits.y}
         data = sweep(process, {"seed": range(runs)}, steps=STEPS, every=EVERY, shared=shared)
         loss = data.loss.values
-        if form == "append":
-            grown = loss[:0]
-            for run in loss:
-                grown = np.append(grown, run[None], axis=0)
     else:
 
         def solo(seed: Any, x: Any, y: Any) -> Any:
@@ -103,7 +102,17 @@ def main(form: str, runs: int, examples: int) -> None:
         loss = jax.device_get(over_runs(jnp.arange(runs), digits.x, digits.y))
     seconds = time.perf_counter() - begun
     assert loss.shape == (runs, STEPS // EVERY + 1)
-    print(seconds, peak_bytes())
+    peak = peak_bytes()
+    print(seconds, peak, rewriting(loss))
+
+
+def rewriting(loss: np.ndarray) -> float:
+    """Seconds for results kept as one file, which is written whole after each thousand runs."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for done in range(1000, len(loss) + 1, 1000):
+            (Path(folder) / "results.json").write_text(json.dumps(loss[:done].tolist()))
+    return time.perf_counter() - begun
 
 
 def peak_bytes() -> int:
