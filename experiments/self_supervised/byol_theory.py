@@ -17,7 +17,8 @@ seeds do not show); P and F apart by 1e-7, otherwise 0.09; both edges between th
 
 Source: arXiv 2102.06810, rederived in `lab.theory.collapse` for equal rates. Tolerances were set
 on seeds 100 and above, which no preset uses. More than 200 lines because six claims and four panels
-of one theory share its two sweeps."""
+of one theory share its two sweeps.
+"""
 
 import math
 from collections.abc import Mapping
