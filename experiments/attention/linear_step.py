@@ -163,7 +163,7 @@ def expected(config: Config) -> dict[str, Expected]:
             f"{name}, N = {N}: its step is A* = Γ^-1",
             below(0.1, why="a tenth; losses are flat at their minimum"),
             Control(f"{other}it is not", above(0.5, why="half")),
-            source="Ahn et al. 2023, arXiv 2306.00297, theorem 1; lab.theory.in_context",
+            source="Ahn et al. 2023, arXiv 2306.00297; lab.theory.in_context",
             estimator="Frobenius norm of A - A* over that of A*",
         )
         for name, N in CLAIMED.items()
@@ -182,7 +182,7 @@ def expected(config: Config) -> dict[str, Expected]:
             "anisotropic, N = 20: preconditioned, it beats any multiple of the gradient",
             about(gain, within=0.03 * gain, why="3%: what 500 steps leave"),
             Control("isotropic: there is nothing to gain", above(0.97, why="as for the claim")),
-            source="lab.theory.in_context.scalar_loss; as in Ahn et al. 2023, theorem 1",
+            source="lab.theory.in_context.scalar_loss; preconditioned as in Ahn et al. 2023",
             estimator="exact population loss over that of the best step A = a I",
             scale="log",
         ),

@@ -13,7 +13,7 @@ tanh. One hidden ReLU layer has its limit at 3.6 to 3.8, below that of linear la
 run has converged when its loss ends below a tenth of the first: a dead ReLU network, whose loss
 stays at 1/2, has not. More than 200 lines because each network has its grid.
 
-Source: Lewkowycz, Bahri, Dyer, Sohl-Dickstein and Gur-Ari 2020, arXiv 2003.02218, section 3 (ReLU:
+Source: Lewkowycz, Bahri, Dyer, Sohl-Dickstein and Gur-Ari 2020, arXiv 2003.02218 (ReLU:
 limit about 12). Grids, steps and what is said of one ReLU layer are of seeds 100 to 105, which no
 preset uses.
 """
@@ -43,7 +43,7 @@ from lab.plotting import STYLES, key, panels
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics, Params
 
-SOURCE = "Lewkowycz et al. 2020, arXiv 2003.02218, section 3"
+SOURCE = "Lewkowycz et al. 2020, arXiv 2003.02218: in practice"
 STEP = 0.1  # of the grids of m, but for two ReLU layers
 
 

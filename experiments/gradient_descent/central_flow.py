@@ -26,7 +26,7 @@ loss is 1.14 and 1.30 times the prediction: sharpness is driven (1 + b) / (1 - b
 as in gradient descent, perhaps too fast for an average. RMSProp (decay 0.99) swings 0.63 and 0.68
 times as much as predicted, though its mean loss, little of it oscillation, is right to 0.4%.
 
-Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, section 3. Settings and
+Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206. Settings and
 tolerances were chosen on seeds 100 to 103, which no preset uses.
 """
 
@@ -50,7 +50,7 @@ from lab.plotting import STYLES, curve, key, panels
 from lab.tasks import Task, regression
 
 x64 = True
-COHEN = "Cohen et al. 2024, arXiv 2410.24206, section 3"
+COHEN = "Cohen et al. 2024, arXiv 2410.24206"
 GAIN = 1.0  # variance of the initial weights times their fan-in
 
 

@@ -15,7 +15,7 @@ and two eigenvalues at the edge for a quarter of the race in three seeds of four
 sixteen, though seven of eight did so in trials. (A flow of one direction follows whichever
 eigenvalue is on top, and predicts the same sums here.)
 
-Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, section 3. Settings and
+Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206. Settings and
 tolerances were chosen on seeds 100 to 103, which no preset uses.
 """
 
@@ -39,7 +39,7 @@ from lab.plotting import STYLES, curve, key, panels
 from lab.tasks import Task, regression
 
 x64 = True
-COHEN = "Cohen et al. 2024, arXiv 2410.24206, section 3"
+COHEN = "Cohen et al. 2024, arXiv 2410.24206"
 GAIN = 0.1  # variance of the initial weights times their fan-in
 
 

@@ -13,7 +13,7 @@ width over the narrowest's (mean field): there features move as much at any widt
 Expect |log(rate / 8 g)| of 0.152, 0.067, 0.034 at widths 64, 256, 1024: an exponent of -0.54
 [-0.62, -0.46]; of mean field -0.15; an error of 0.69 by the plain kernel. Quick is inconclusive.
 
-Source: arXiv 2303.15438, section 5. Tolerances were set on seeds 100 to 103, of no preset."""
+Source: arXiv 2303.15438 (kernels). Tolerances were set on seeds 100 to 103, of no preset."""
 
 import math
 from collections.abc import Mapping
@@ -128,7 +128,7 @@ def expected(config: Config) -> dict[str, Expected]:
     by = partial(
         Expected,
         kind="closed form",
-        source="Simon et al. 2023, arXiv 2303.15438, section 5; lab.theory.barlow",
+        source="Simon et al. 2023, arXiv 2303.15438: kernels; lab.theory.barlow",
         vary="weights, digits and views",
     )
     error = "mean over modes of |log(rate / 8 g)|, rates from the time between 0.2 and 0.8"

@@ -12,9 +12,10 @@ learns the strongest dimension alone; from a large start the steps overlap.
 Expect half-times to 0.02% (to 17% if each mode is taken alone), the loss to 0.014 of an integer
 between two steps (0.95 from a large start), one mode at a time and all learned in 32 of 32 seeds.
 
-Source: Simon et al. 2023, arXiv 2303.15438, section 4. The start that is not aligned is derived in
+Source: Simon et al. 2023, arXiv 2303.15438. The start that is not aligned is derived in
 `lab.theory.barlow`. Tolerances were set on seeds 100 and above, which no preset uses. More than 200
-lines because each of its three panels shows all modes of all seeds."""
+lines because each of its three panels shows all modes of all seeds.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from lab.sweep import sweep
 from lab.theory import barlow
 from lab.types import BadInput, Dynamics
 
-SIMON = "Simon et al. 2023, arXiv 2303.15438, section 4; lab.theory.barlow"
+SIMON = "Simon et al. 2023, arXiv 2303.15438: linear model; lab.theory.barlow"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ layers below learn too. Steps are 5.3 rises apart at 0.001 and 1.6 at 0.3, a rat
 theory of fixed features has 2.2. That they do not overlap is inconclusive: two seeds of 24 have two
 modes rise at once for up to a fifth of the time, and at 0.3 eleven have none.
 
-Source: Simon et al. 2023, arXiv 2303.15438, section 6 (steps in practice); the times are derived
+Source: Simon et al. 2023, arXiv 2303.15438 (steps in practice); the times are derived
 here. Tolerances were set on seeds 100 to 107, which no preset uses. More than 200 lines because
 a theory of times and the steps that it times are one sweep."""
 
@@ -158,7 +158,7 @@ def expected(config: Config) -> dict[str, Expected]:
     small, next_, large, largest = (f"{scale:g}" for scale in config.scales)
     by = partial(Expected, vary="first weights and batches")
     ours = "derived here: lab.theory.barlow with the features at init for inputs"
-    simon = "Simon et al. 2023, arXiv 2303.15438, section 6: steps in practice"
+    simon = "Simon et al. 2023, arXiv 2303.15438: steps in practice"
     return {
         "delay": by(
             f"a last layer of {small} in place of {next_} delays modes by log(ratio) / (4 g)",

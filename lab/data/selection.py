@@ -29,7 +29,7 @@ def token_selection(
     """Random tokens of which one a sequence, at a random place, scores 1.
 
     The others score 0 (`equal`) or a number drawn uniformly from 0 to 1. Source: Tarzanagh et al.
-    2023, arXiv 2306.13596, section 2, with the scores given instead of a value vector.
+    2023, arXiv 2306.13596, with the scores given instead of a value vector.
 
     Raises:
         BadInput: fewer than two tokens, no sequence or no dimension.

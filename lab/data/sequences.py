@@ -58,7 +58,7 @@ def in_context_regression(
 
     Inputs are `x ~ N(0, diag(eigenvalues))`. The context's labels come from a task `w_c` with
     `E w w_cᵀ = agreement I`, itself N(0, I): the query's own at 1, another at 0. Source: Garg et
-    al. 2022, arXiv 2208.01066, section 2 (agreement 1).
+    al. 2022, arXiv 2208.01066 (agreement 1).
 
     Args:
         key: of everything drawn.
@@ -168,8 +168,7 @@ def markov_chains(key: Key[Array, ""], *, sequences: int, length: int, states: i
 
     So each row is Dirichlet(1, ..., 1), and the first token is uniform, which tells nothing of the
     chain (Edelman et al. draw it from the stationary distribution). The exact Bayes predictor is
-    `lab.theory.sequences.bigram_prediction`. Source: Edelman et al. 2024, arXiv 2402.11004,
-    section 2.
+    `lab.theory.sequences.bigram_prediction`. Source: Edelman et al. 2024, arXiv 2402.11004.
 
     Args:
         key: of everything drawn.

@@ -91,7 +91,7 @@ def central_flow(
     and `h_ij`, here of the preconditioned Hessian with eigenvectors q, moves besides by
     `-½ (2 / lr) Σ_p q_ip q_jp dnu_p/dt / nu_p`: in all, still a complementarity problem in X.
 
-    Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206, sections 3 and 5; the
+    Source: Cohen, Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206; the
     complementarity problem is their "semidefinite complementarity problem". That of heavy ball is
     derived here.
 

@@ -298,7 +298,7 @@ def spectral_quadrature(
 
     Exact in expectation for polynomials f of degree below 2k. Nodes that an exhausted Krylov space
     did not find repeat the largest one, with weight 0.
-    Source: Ghorbani, Krishnan and Xiao (2019), arXiv 1901.10159, section 2.
+    Source: Ghorbani, Krishnan and Xiao (2019), arXiv 1901.10159 (Lanczos quadrature).
 
     Raises:
         BadInput: if `k < 1` or `probes < 1`.
@@ -350,7 +350,7 @@ def sharpness(
     Of the loss as it is stepped, with its own factor 1/2 and mean. `top_eigenpair` also gives the
     residual and the vector. A Hessian of norm below 1.4e-14 sqrt(parameters) in float32 (1e-11 of a
     million) gives NaN, but for one that is exactly zero: multiply such a loss by a constant.
-    Source: Cohen et al. (2021), arXiv 2103.00065, section 2.
+    Source: Cohen et al. (2021), arXiv 2103.00065.
 
     >>> loss = lambda w: 0.5 * (3 * w[0] ** 2 - 5 * w[1] ** 2)
     >>> round(float(sharpness(loss, jnp.ones(2), key=jax.random.key(0))), 4)

@@ -23,7 +23,7 @@ def tangent_kernel(
     it. That holds one gradient and one column, never a Jacobian of n c rows; it takes m c backward
     passes of one example, each followed by a forward pass of n.
 
-    Source: Jacot, Gabriel and Hongler 2018, arXiv 1806.07572, equation 5 (empirical, at `params`).
+    Source: Jacot, Gabriel and Hongler 2018, arXiv 1806.07572 (empirical, at `params`).
 
     Args:
         apply: apply(params, x) -> outputs [n, c], of a batch.

@@ -39,7 +39,8 @@ def spread(features: Features) -> Float[Array, ""]:
     """`sqrt(d)` times the mean over dimensions of the standard deviation of unit rows.
 
     1 where they are spread evenly over the sphere, 0 where all have one direction: SimSiam's sign
-    of collapse. Source: Chen and He 2021, arXiv 2011.10566, section 4.1.
+    of collapse. Source: Chen and He 2021, arXiv 2011.10566 (deviation of
+    normalised outputs).
 
     >>> float(spread(jnp.ones((5, 3))))
     0.0
@@ -54,8 +55,8 @@ def cka(first: Features, second: Float[Array, "_ e"]) -> Float[Array, ""]:
         |Xᵀ Y|² / (|Xᵀ X| |Yᵀ Y|),   columns centred
 
     1 for rotations and scalings of one another. NaN where all rows of one are alike but for
-    rounding (`lab.numerics.centred`). Source: Kornblith et al. 2019, arXiv 1905.00414,
-    equation 3 and section 3.
+    rounding (`lab.numerics.centred`). Source: Kornblith et al. 2019, arXiv 1905.00414
+    (linear CKA).
 
     >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     >>> float(cka(x, 5 * x[:, ::-1]).round(5))

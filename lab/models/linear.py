@@ -22,7 +22,7 @@ def deep_linear(
 
         normal      W_l has independent normal entries of standard deviation scale / sqrt(fan_in).
         orthogonal  W_l = scale Q, with Q uniform among the matrices with orthonormal rows or
-                    columns, whichever are fewer (Saxe et al. 2014, section 3).
+                    columns, whichever are fewer (Saxe et al. 2014).
         balanced    W_l^T W_l = W_{l+1} W_{l+1}^T for every l, which gradient flow conserves. With
                     A = U S V^T, normal with standard deviation 1 / sqrt(d), and R = S^(1/L):
                     W_1 = scale U R, W_l = scale R, W_L = scale R V^T, padded with zeros, whose

@@ -75,8 +75,8 @@ def mlp(
     al. 2022, Table 3. Outputs are of order n^(-1/2) at init. The output size is taken as fixed, so
     the output bias has no factor of it. With one layer there is no width and mup is standard.
 
-    ntk: the network of Jacot et al. 2018 (section 3) is `bias_std=1, bias_scale=0.1`; `gain` and
-    `bias_scale` are sigma_w^2 and sigma_b of Lee et al. 2019, equation (1).
+    ntk: the network of Jacot et al. 2018 is `bias_std=1, bias_scale=0.1`; `gain` and
+    `bias_scale` are sigma_w^2 and sigma_b of Lee et al. 2019.
 
     Args:
         sizes: at least two positive widths.

@@ -124,7 +124,7 @@ def vicreg(first: Batch, second: Other, *, std: int | float = 1) -> VICReg:
     with variances divided by n - 1. Their weights in the paper are 25, 25, 1. The authors' code
     differs: its invariance is a mean over features too (1/d of this one), and its variance term
     is half of this one, a mean over both views. Source: Bardes, Ponce and LeCun 2022,
-    arXiv 2105.04906, equations 1 to 5.
+    arXiv 2105.04906.
 
     Raises:
         BadInput: shapes that differ; fewer than two rows.
@@ -197,7 +197,7 @@ def masked_prediction(
 def alignment(first: Batch, second: Other, *, power: Number = 2) -> Scalar:
     """How far apart the views of one example are on the unit sphere: mean |z - z'|^power.
 
-    0 is best. Source: Wang and Isola 2020, arXiv 2005.10242, section 4.2.
+    0 is best. Source: Wang and Isola 2020, arXiv 2005.10242.
 
     Raises:
         BadInput: shapes that differ, a power that is not positive.
@@ -218,7 +218,7 @@ def uniformity(embeddings: Batch, *, sharpness: Number = 2) -> Scalar:
 
     0 where all are alike (also where all are zero), at least -4 t; in many dimensions, evenly
     spread, near -2 t.
-    Source: Wang and Isola 2020, arXiv 2005.10242, section 4.2.
+    Source: Wang and Isola 2020, arXiv 2005.10242.
 
     Args:
         embeddings: one view of each example.

@@ -24,8 +24,8 @@ products are its tangent kernel K. Of n pairs, views (x_1 ... x_n, x'_1 ... x'_n
 that swaps the two views of each pair, `G = Φᵀ S Φ / (2n)` has the nonzero eigenvalues of
 `K^1/2 S K^1/2 / (2n)`.
 
-Source: Simon, Knutins, Ziyin, Geisz, Fetterman and Albrecht 2023, arXiv 2303.15438, section 4
-(linear), propositions 4.1 and 4.2, and section 5 (kernels). The QR of a start that is not aligned
+Source: Simon, Knutins, Ziyin, Geisz, Fetterman and Albrecht 2023, arXiv 2303.15438
+(their exact solutions for linear models and for kernels). The QR of a start that is not aligned
 is derived here.
 """
 

@@ -28,7 +28,7 @@ def catapult(f: Values, kernel: Values, *, lr: Values, width: int | float) -> tu
 
     An infinite width gives the linearised network, whose kernel stays.
 
-    Source: Lewkowycz et al. 2020, arXiv 2003.02218, equations (4) and (5), with x = 1 and y = 0.
+    Source: Lewkowycz et al. 2020, arXiv 2003.02218: one example, with x = 1 and y = 0.
 
     >>> [round(float(value), 4) for value in catapult(1.0, 3.0, lr=1.0, width=10)]
     [-1.9, 2.9]

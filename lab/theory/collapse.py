@@ -26,8 +26,8 @@ sides the loss itself is descended, whose minimum is W = 0: dead again.
 
 A moving average W_a changes the path, not the places where it rests.
 
-Source: Tian, Chen and Ganguli 2021, arXiv 2102.06810, section 3, equations 8 to 12, theorem 3
-(alignment). Rederived here for equal rates.
+Source: Tian, Chen and Ganguli 2021, arXiv 2102.06810: linear dynamics of encoder and
+predictor, and their alignment. Rederived here for equal rates.
 """
 
 import jax.numpy as jnp

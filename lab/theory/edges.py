@@ -14,7 +14,7 @@ The conventions are optax's: `m' = g + b m` without dampening, `x' = x - lr m'` 
 preconditioner P held still, is the heavy ball of rate (1 - b1) lr on the curvature `h / P`, for its
 average is dampened: `m' = (1 - b1) g + b1 m`.
 
-Sources: Cohen et al. 2021, arXiv 2103.00065, equation (1) (momentum); Cohen et al. 2022, arXiv
+Sources: Cohen et al. 2021, arXiv 2103.00065 (momentum); Cohen et al. 2022, arXiv
 2207.14484, abstract (Adam). In several dimensions h is the largest eigenvalue of the Hessian, of
 Adam that of `P^-1/2 H P^-1/2`.
 """

@@ -19,9 +19,9 @@ where K, κ come from the matrix of keys and queries, π, u from that of values.
 `xᵀ A s`, `s = 1/N Σ y_i x_i`, A = u K: one step of gradient descent from zero on the context's half
 squared error, preconditioned by A.
 
-Sources: von Oswald et al. 2023, arXiv 2212.07677 (the step); Ahn et al. 2023, arXiv 2306.00297,
-theorem 1 (the optimum, and the mask that hides the query from itself); Zhang, Frei and Bartlett
-2023, arXiv 2306.09927, theorem 4.1 (Γ, and convergence to it).
+Sources: von Oswald et al. 2023, arXiv 2212.07677 (the step); Ahn et al. 2023, arXiv 2306.00297
+(the optimum, and the mask that hides the query from itself); Zhang, Frei and Bartlett 2023, arXiv
+2306.09927 (Γ, and convergence to it).
 """
 
 import math

@@ -7,7 +7,7 @@ Setting. `y = x W_1 ... W_L`, inputs whitened, loss `1/2 |W_1 ... W_L - M|^2` (F
 Balanced and aligned (every layer diagonal in the singular bases, all with the same entries b):
 `db/dt = b^(L-1) (s - b^L)`, each mode on its own, so `a = b^L` obeys
 
-    da/dt = L a^(2 - 2/L) (s - a)                          (Saxe et al. 2014, equation 18)
+    da/dt = L a^(2 - 2/L) (s - a)                          (Saxe et al. 2014)
 
 Two layers, any small start: write `p = W_1^T u`, `q = W_2 v` for one mode. While the product is far
 below s, `dp/dt = s q` and `dq/dt = s p`: `w = p + q` grows as exp(st), `p - q` dies out. `a = p.q`

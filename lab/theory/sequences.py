@@ -43,7 +43,7 @@ def bigram_prediction(tokens: Int[Array, "*n l"], states: int) -> Float[Array, "
 
         (1 + n_i(x_i, b)) / (K + sum_c n_i(x_i, c)),    n_i the transitions among x_0 ... x_i
 
-    Source: Edelman et al. 2024, arXiv 2402.11004, section 2 (bigram strategy).
+    Source: Edelman et al. 2024, arXiv 2402.11004 (bigram strategy).
 
     >>> bigram_prediction(jnp.array([0, 1, 0]), 2)[2]  # after 0 came 1
     Array([0.333..., 0.666...], dtype=float32)
@@ -60,7 +60,7 @@ def unigram_prediction(tokens: Int[Array, "*n l"], states: int) -> Float[Array, 
 
         (1 + n_i(b)) / (K + i + 1),    n_i the tokens among x_0 ... x_i
 
-    Bayes where tokens are independent, not of a chain. Source: Edelman et al. 2024, section 2
+    Bayes where tokens are independent, not of a chain. Source: Edelman et al. 2024
     (unigram strategy).
 
     >>> unigram_prediction(jnp.array([0, 1, 0]), 2)[2]

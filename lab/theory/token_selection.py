@@ -13,8 +13,8 @@ score alike, gradient descent sends p to infinity in the direction of
 it separates the token α of the highest score from the rest by the largest margin. Where they do
 not, α may be any token that is locally optimal, found by where p started.
 
-Source: Tarzanagh, Li, Zhang and Oymak 2023, arXiv 2306.13596, equation (ATT-SVM), theorem 1 and
-theorem 3.
+Source: Tarzanagh, Li, Zhang and Oymak 2023, arXiv 2306.13596: their (ATT-SVM), and
+convergence to it.
 """
 
 import jax
