@@ -121,7 +121,9 @@ def replicated(folder: Path, arguments: Sequence[str]) -> int:
     for i, one in enumerate(seeded):
         left = runs / one.name / "quick" / f"{one.name}.json"
         print(f"{i + 1}/{len(seeded)} {one.name}", file=sys.stderr, flush=True)
-        status = _again(one, runs, first, plot=_current(one, left))
+        current = _current(one, left)
+        how = "--plot" if current else "--fresh" if left.exists() else None
+        status = _again(one, runs, first, how)
         if status == 130:
             raise KeyboardInterrupt
         if status in (0, 1):
@@ -160,10 +162,13 @@ def _asked(arguments: Sequence[str], known: set[str]) -> tuple[int, list[str]]:
     return first, rest
 
 
-def _again(one: Entry, runs: Path, first: int, *, plot: bool) -> int:
-    """The quick preset of an experiment in a process of its own; its exit status."""
+def _again(one: Entry, runs: Path, first: int, how: str | None) -> int:
+    """The quick preset of an experiment in a process of its own; its exit status.
+
+    `how` is "--plot" where it is finished, and "--fresh" where the code has changed since.
+    """
     command = [sys.executable, "-m", one.module, "quick", "--first-seed", str(first)]
-    command += ["--into", str(runs), *(["--plot"] if plot else [])]
+    command += ["--into", str(runs), *([how] if how else [])]
     return subprocess.run(command, stdout=subprocess.DEVNULL).returncode
 
 

@@ -1,6 +1,8 @@
 """The experiments there are: found by their folders, listed, replicated, shown in README."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,8 @@ def quick(monkeypatch):
     """Runs nothing: leaves a report, once, and tells how it was asked."""
     asked = []
 
-    def again(one, runs, first, *, plot):
-        asked.append((one.name, first, plot))
+    def again(one, runs, first, how):
+        asked.append((one.name, first, how))
         left = runs / one.name / "quick"
         left.mkdir(parents=True, exist_ok=True)
         (left / "config.json").write_text("{}")
@@ -95,16 +97,20 @@ def test_replication_tells_which_claims_replicate(house, quick, capsys):
     for line in ("apple: b: contradicted", "apple: d: undecided", "apple: c: pass, in the figure"):
         assert line in out
     assert max(map(len, out.splitlines())) <= 80
-    assert quick == [("apple", 1000, False)] and not Path("figures/replication.json").exists()
+    assert quick == [("apple", 1000, None)] and not Path("figures/replication.json").exists()
 
 
 def test_a_whole_replication_is_kept_with_the_figures_and_redone_from_what_is_there(house, quick):
     for _ in range(2):
         catalogue.replicated(house, [])
-    assert quick == [(n, 1000, plot) for plot in (False, True) for n in ("apple", "smoke")]
+    assert quick == [(n, 1000, how) for how in (None, "--plot") for n in ("apple", "smoke")]
     kept = json.loads(Path("figures/replication.json").read_text())
     assert kept["experiments"]["apple"]["claims"]["a"] == "replicated"
     assert kept["experiments"]["smoke"]["claims"]["a"] == "pass, in the figure not there"
+    later = time.time() + 10
+    os.utime(house / "falling" / "apple.py", (later, later))  # changed since it was run
+    catalogue.replicated(house, [])
+    assert quick[-2:] == [("apple", 1000, "--fresh"), ("smoke", 1000, "--plot")]
     catalogue.replicated(house, ["--first-seed", "7"])
     assert Path("runs/replicate-7/replication.json").exists()
 

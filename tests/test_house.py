@@ -1,6 +1,7 @@
 """The house itself: imports go down only, importing is cheap, README tells the truth."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -80,3 +81,16 @@ def test_the_readme_example_runs():
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert block and len(list(filter(None, block[1].splitlines()))) <= 15
     exec(compile(block[1], "README.md", "exec"), {})
+
+
+def test_readme_tells_the_replication_as_it_came_out():
+    table = json.loads((ROOT / "figures" / "replication.json").read_text())["experiments"]
+    said = [verdict for row in table.values() for verdict in row["claims"].values()]
+    count = {kind: said.count(kind) for kind in ("replicated", "undecided", "contradicted")}
+    assert count["contradicted"] == 0
+    words = " ".join((ROOT / "README.md").read_text().split())
+    passed, again = sum(count.values()), count["replicated"]
+    assert f"Of the {passed} claims that pass in the figures {again} pass again" in words
+    assert f"{count['undecided']} are undecided" in words and "none is contradicted" in words
+    names = {entry.name for entry in catalogue.entries(ROOT / "experiments")}
+    assert {*table} <= names and len(names - {*table}) == 3  # those that time
