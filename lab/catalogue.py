@@ -123,11 +123,13 @@ def replicated(folder: Path, arguments: Sequence[str]) -> int:
         print(f"{i + 1}/{len(seeded)} {one.name}", file=sys.stderr, flush=True)
         current = _current(one, left)
         how = "--plot" if current else "--fresh" if left.exists() else None
-        status = _again(one, runs, first, how)
+        start = _unused(one, first)
+        status = _again(one, runs, start, how)
         if status == 130:
             raise KeyboardInterrupt
         if status in (0, 1):
-            rows[one.name] = _compared(one, json.loads(left.read_text()))
+            row = _compared(one, json.loads(left.read_text()))
+            rows[one.name] = row if start == first else row | {"first_seed": start}
         else:
             broken.append(one.name)
     result = {"first_seed": first, "experiments": rows}
@@ -160,6 +162,14 @@ def _asked(arguments: Sequence[str], known: set[str]) -> tuple[int, list[str]]:
                 f"replicate: {word!r} is no subject; there are {', '.join(sorted(known))}"
             )
     return first, rest
+
+
+def _unused(one: Entry, first: int) -> int:
+    """`first`, or a seed far beyond those of the committed figure where they reach as far."""
+    figure = one.committed.with_suffix(".json")
+    config = json.loads(figure.read_text()).get("config", {}) if figure.exists() else {}
+    end = config.get("first_seed", 0) + config.get("seeds", 0)
+    return first if end <= first else 10 * end
 
 
 def _again(one: Entry, runs: Path, first: int, how: str | None) -> int:

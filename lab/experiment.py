@@ -14,7 +14,8 @@ An experiment is a module with
 and ends in `if __name__ == "__main__": main(__name__)`. Its docstring's first line is its claim;
 the folder it is in is its subject.
 
-Exit status: 0 ran and no claim failed, 1 a claim failed, 2 bad input, 130 interrupted (resumable).
+Exit status: 0 ran and no claim failed, 1 a claim failed, 2 bad input, 3 it broke (a traceback says
+where), 130 interrupted (resumable).
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +76,9 @@ def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 3
     sys.exit(status)
 
 

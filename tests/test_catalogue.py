@@ -115,6 +115,15 @@ def test_a_whole_replication_is_kept_with_the_figures_and_redone_from_what_is_th
     assert Path("runs/replicate-7/replication.json").exists()
 
 
+def test_seeds_that_a_figure_used_are_not_called_fresh(house, quick):
+    figure = Path("figures/falling/apple.json")
+    figure.write_text(json.dumps(json.loads(figure.read_text()) | {"config": {"seeds": 2000}}))
+    catalogue.replicated(house, [])
+    assert quick == [("apple", 20_000, None), ("smoke", 1000, None)]
+    rows = json.loads(Path("figures/replication.json").read_text())["experiments"]
+    assert rows["apple"]["first_seed"] == 20_000 and "first_seed" not in rows["smoke"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

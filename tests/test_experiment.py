@@ -198,6 +198,15 @@ def test_a_claim_that_fails_exits_1(command):
     assert report("runs/decay/quick")["claims"][0]["verdict"] == "fail"
 
 
+def test_what_breaks_exits_3_and_says_where(command, experiment, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(experiment, "run", broken)
+    done = command("")
+    assert done.status == 3 and "ZeroDivisionError: by nothing" in done.err
+
+
 def test_an_interrupt_exits_130_and_the_same_command_goes_on(command, experiment, monkeypatch):
     command()
     finished, run = files(), experiment.run

@@ -488,7 +488,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("barlow_practice --scales 0.1 0.2", "scales: (0.1, 0.2); give four, ascending"),
         (
             "masked_tokens --states 1",
-            "states: 1; give 2 or more, or there is nothing to fill in",
+            "states: 1, hidden: 0.2; give 2 or more, and a share within (0, 1)",
         ),
         (
             "masked_pixels --keeps 0.25 0.5",
@@ -515,6 +515,16 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("trainable_depth --tokens 1", "tokens: 1; give two or more"),
         ("throughput --problems bz", "problems: 'z' is not one of a, b, c, d, e, f"),
         ("throughput --forms pmap", "forms: 'pmap' is not one of eager, func, loop, scan, vmap"),
+        ("throughput --problems=", "problems: none given; give some of a, b, c, d, e, f"),
+        ("masked_pixels --digits 1000000", "digits: 1000000; give 2 to 5000"),
+        (
+            "masked_tokens --hidden 1.5",
+            "states: 8, hidden: 1.5; give 2 or more, and a share within (0, 1)",
+        ),
+        ("byol_theory --noise -1", "noise: -1.0 is negative; give a variance"),
+        ("projector --labels 0", "labels: 0; give 10 or more"),
+        ("barlow_kernel --pairs 2000", "pairs: 2000; give 5 to 1000"),
+        ("barlow_modes --gammas 1 0.5 -0.1", "outputs: 5; give 3 to 3, one a gamma"),
         ("throughput --turns 0", "turns: 0 is not a positive int"),
         ("bounded_memory --turns 0", "turns: 0 is not a positive int"),
         (

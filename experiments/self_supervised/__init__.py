@@ -11,7 +11,8 @@ Two networks that predict each other's output could agree on a constant, and do 
 - Barlow Twins learns mode by mode, each when its start says (`barlow_modes`); networks at the rates
   of their tangent kernel, to an error of width^(-1/2) (`barlow_kernel`); with a small last layer in
   practice too, at times that features at init foretell (`barlow_practice`).
-- Contrast spreads representations over the sphere, most at a temperature of 0.2 (`contrastive`);
+- Contrast spreads representations over the sphere, most at a temperature of 0.2 of those tried
+  (`contrastive`; whether it falls steadily above is undecided);
   its views cost the encoder dimensions, some of which a projector saves (`projector`). What such a
   representation saves in labels is priced against features that are not learned and supervision
   with the same augmentations (`label_efficiency`).

@@ -93,11 +93,9 @@ def training(field: Array, seed: Array, few: Array, *, width: int, config: Confi
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every width in both parametrisations; each mode's rate and its kernels'.
-
-    Raises:
-        BadInput: widths that do not ascend, or one.
-    """
+    """Every width in both parametrisations; each mode's rate. Refuses one width, too few pairs."""
+    if not 5 <= config.pairs <= 1_000:
+        raise BadInput(f"pairs: {config.pairs}; give 5 to 1000")
     if len(config.widths) < 2 or list(config.widths) != sorted(set(config.widths)):
         raise BadInput(f"widths: {config.widths}; give two or more, ascending")
     x = mnist(1_000, pool=2).train.x

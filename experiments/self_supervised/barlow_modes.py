@@ -93,8 +93,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     """
     if not 3 <= config.outputs <= len(config.gammas):
         raise BadInput(f"outputs: {config.outputs}; give 3 to {len(config.gammas)}, one a gamma")
-    if list(config.gammas) != sorted({*config.gammas} - {0.0}, reverse=True):
-        raise BadInput(f"gammas: {config.gammas}; give them descending")
+    if list(config.gammas) != sorted({g for g in config.gammas if g > 0}, reverse=True):
+        raise BadInput(f"gammas: {config.gammas}; give them descending, above 0")
     if config.scales[0] >= config.scales[1]:
         raise BadInput(f"scales: {config.scales}; give two, ascending")
     flow = sweep(

@@ -9,7 +9,7 @@ with the gradient through both sides. Descent at rate 0.1 of the exact expectati
 W in random directions, half of its sizes outside of the basin, P = I + noise.
 
     python -m experiments byol_theory          # quick: 10 s on two cores
-    python -m experiments byol_theory paper    # half a minute; writes figures/
+    python -m experiments byol_theory paper    # a minute; writes figures/
 
 Expect p+ to 1e-4, for SimSiam and BYOL alike; F - P'P to decay at 1.014 times twice the weight
 decay (steps of 0.1 add 1%; with the gradient through both sides 0.82, which fewer than some 16
@@ -129,6 +129,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
         raise BadInput(f"shares: {config.shares}; {AT} should be among them")
     if config.dimension < 2 or config.dimension % 2:
         raise BadInput(f"dimension: {config.dimension}; give an even number, 2 or more")
+    if config.noise < 0:
+        raise BadInput(f"noise: {config.noise} is negative; give a variance")
     critical, noise = theory.critical_decay(config.noise), jnp.float32(config.noise)
     grid = np.linspace(0.01, 0.9999, 200)
     low, high = map(float, theory.resting_points(AT * critical, config.noise))

@@ -228,7 +228,9 @@ def expected(config: Config) -> dict[str, Expected]:
     claims = {f"fixed {n}": by(f"{n} a class: {learned}", more, unpaired) for n in config.labels}
     for n in config.labels:
         if n < 5:
-            words, band, control = "they beat", above(0.0, why="any gain"), unpaired
+            none = below(0.0, why="as for the claim")
+            control = unpaired._replace(band=none)
+            words, band = "they beat", above(0.0, why="any gain")
         elif n < 50:
             words, band = "they do NOT beat", below(0.0, why="no gain")
             control = Control(

@@ -100,6 +100,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     given = config.keeps
     if [*given] != sorted({*given} | {*CLAIMED}) or not 0 < given[0] <= given[-1] < 1:
         raise BadInput(f"keeps: {given}; give them ascending within (0, 1), with {[*CLAIMED]}")
+    if not 2 <= config.digits <= 5_000:
+        raise BadInput(f"digits: {config.digits}; give 2 to 5000")
     x, n, m = mnist(pool=4).train.x, config.seeds, len(given)
     trained = [(q, 1.0) for q in given] + [(1.0, 1.0)] + [(q, 0.0) for q in given]
     data = sweep(

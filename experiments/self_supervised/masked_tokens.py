@@ -125,9 +125,10 @@ def filling(sees: Array, seed: Array, *, config: Config) -> Dynamics:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Networks that see both sides, one and none; what is learned first. Refuses a single state."""
-    if config.states < 2:
-        raise BadInput(f"states: {config.states}; give 2 or more, or there is nothing to fill in")
+    """Networks that see both sides, one and none; what is learned first. Refuses one state."""
+    if config.states < 2 or not 0 < config.hidden < 1:
+        given = f"{config.states}, hidden: {config.hidden}"
+        raise BadInput(f"states: {given}; give 2 or more, and a share within (0, 1)")
     data = sweep(
         partial(filling, config=config),
         {"sees": [0, 1, 2], "seed": seeds(config)},
