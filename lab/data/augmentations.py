@@ -131,7 +131,8 @@ def two_views(
     Raises:
         BadInput: rows that are no square images.
 
-    >>> a, b = two_views(jax.random.key(0), jnp.ones((3, 16)), Augmentation(noise=1.0))
+    >>> seen = jax.jit(lambda key: two_views(key, jnp.ones((3, 16)), Augmentation(noise=1.0)))
+    >>> a, b = seen(jax.random.key(0))
     >>> a.shape, bool((a == b).any())
     ((3, 16), False)
     """
@@ -148,7 +149,8 @@ def views(
 ) -> Float[Array, "n d"]:
     """One view of each flat square image; see `two_views`.
 
-    >>> views(jax.random.key(0), jnp.ones((3, 16)), Augmentation(drop=1.0)).sum()
+    >>> seen = jax.jit(lambda key: views(key, jnp.ones((3, 16)), Augmentation(drop=1.0)))
+    >>> seen(jax.random.key(0)).sum()
     Array(0., dtype=float32)
     """
     side = round(x.shape[1] ** 0.5)
