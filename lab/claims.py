@@ -58,10 +58,17 @@ def above(level: float, *, why: str) -> Band:
 
 
 class Control(NamedTuple):
-    """A case in which the effect must be absent, measured by the same estimator."""
+    """A case in which the effect must be absent, measured by the same estimator.
+
+    Attributes:
+        statement: the sentence.
+        band: where its interval must lie.
+        grid: half the step of the grid where its own values are read off; the claim's if None.
+    """
 
     statement: str
     band: Band
+    grid: float | None = None
 
 
 class Expected(NamedTuple):
@@ -130,8 +137,12 @@ def _judged(name: str, one: Expected, measured: Measured, level: float) -> Claim
     absent: tuple[Any, Any] = ([], [])
     values, controls = absent if isinstance(measured, str) else measured
     why = "not measured" + (f": {measured}" if isinstance(measured, str) and measured else "")
-    control = _held(name, one, one.control.statement, one.control.band, controls, level, why)
-    claim = _held(name, one, one.statement, one.band, values, level, why)
+    statement, band, grid = one.control
+    absent_case = one._replace(
+        statement=statement, band=band, grid=one.grid if grid is None else grid
+    )
+    control = _held(name, absent_case, controls, level, why)
+    claim = _held(name, one, values, level, why)
     verdict, reason = claim.verdict, claim.reason
     if control.verdict == "fail":
         verdict, reason = "fail", "its control is not negative"
@@ -140,10 +151,9 @@ def _judged(name: str, one: Expected, measured: Measured, level: float) -> Claim
     return claim._replace(verdict=verdict, reason=reason, control=control)
 
 
-def _held(
-    name: str, one: Expected, statement: str, band: Band, given: Any, level: float, absent: str
-) -> Claim:
-    """A claim or control on its own."""
+def _held(name: str, one: Expected, given: Any, level: float, absent: str) -> Claim:
+    """A claim, or its control in its place, on its own."""
+    band = one.band
     if not band.low < band.high:
         raise BadInput(f"{name}: the band {band[:2]} holds nothing; give low < high")
     if band.predicted is not None and not band.low <= band.predicted <= band.high:
@@ -157,7 +167,7 @@ def _held(
     )
     return Claim(
         name=name,
-        statement=statement,
+        statement=one.statement,
         kind=one.kind,
         source=one.source,
         predicted=band.predicted,

@@ -116,6 +116,14 @@ def test_half_a_step_of_the_grid_widens_the_interval(scale):
         assert reason == "" and np.ptp(on(wider)) - np.ptp(on(plain)) == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize(("grid", "half"), [(None, 0.05), (0.2, 0.2), (0.0, 0.0)])
+def test_a_control_has_the_grid_of_its_own_values_or_the_claims(grid, half):
+    control = Control("absent", below(0.5, why="half"), grid=grid)
+    claim = made([1.0], [0.1], vary=NOTHING, grid=0.05, control=control)
+    assert claim.interval == pytest.approx((0.95, 1.05))
+    assert claim.control.interval == pytest.approx((0.1 - half, 0.1 + half))
+
+
 def test_one_value_without_chance_has_the_interval_of_its_grid():
     claim = made([1.0], [0.1], vary=NOTHING, grid=0.05)
     assert claim.verdict == "pass" and claim.interval == (0.95, 1.05)

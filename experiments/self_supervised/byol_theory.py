@@ -74,7 +74,7 @@ class Config:
     noise: float = 0.25  # Variance of a view's noise; a control's views have four times that.
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 0.97, 1.03, 1.1, 1.25)
     """Weight decays in units of the critical one, ascending, 0.75 among them."""
-    starts: tuple[float, ...] = (0.8, 0.9, 0.97, 1.03, 1.1, 1.25)
+    starts: tuple[float, ...] = (0.2, 0.35, 0.8, 0.9, 0.97, 1.03, 1.1, 1.25)
     """Starts p = w that are to find the basin's edge, in units of p-, ascending."""
     dimension: int = 8  # Inputs and outputs, an even number.
     steps: int = 6_000  # Steps of each run.
@@ -211,14 +211,18 @@ def expected(config: Config) -> dict[str, Expected]:
         "critical": by(
             "SimSiam lives up to a weight decay of 1 / (4 + 4 s2)",
             near,
-            Control("with four times the noise not so far", below(0.9, why="theory: 0.625")),
+            Control(
+                "with four times the noise not so far", below(0.9, why="theory: 0.625"), grid=0.125
+            ),
             estimator="midway between alive and dead at the end, in units of the critical decay",
             grid=0.03,
         ),
         "basin": by(
             f"{at} SimSiam lives from p- on",
             near,
-            Control("at a third of it from further down", below(0.7, why="theory: a quarter")),
+            Control(
+                "at a third of it from further down", below(0.7, why="theory: 0.27"), grid=0.075
+            ),
             estimator="start midway between dead and alive at the end, in units of p-",
             grid=0.03,
         ),

@@ -9,7 +9,7 @@ Whatever can be chosen (temperature, layer, penalty, time to stop; rate and time
 on validation, for each method and seed alike; test labels are looked at for no choice. That split
 has more labels than most methods train on: each choice is near the best there is, for all alike.
 
-Expect pretraining to gain 7, 7, 5 and 3 percent over the better of random features and pixels at 1,
+Expect pretraining to gain 7, 7, 5 and 3 percent over random features or raw pixels at 1,
 5, 10 and 50 labels a class. Against supervision with the same augmentations: 3 ahead at 1, 4 and 5
 behind at 5 and 10, one behind at 50 (level to 2 percent: inconclusive). Without augmentations
 supervision loses by 6 and 2 percent at 5 and 10, and is level at 50.
@@ -30,7 +30,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import xarray as xr
 from jaxtyping import Array
@@ -205,6 +204,7 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
         "random features": begun.sel(layer=LEARNED).isel(point=0),
         "raw pixels": begun.sel(layer=["pixels"]).isel(point=0),
         "unpaired": after.sel(layer=LEARNED).isel(point=[-1]),
+        "not learned": begun.isel(point=0),
     }
     made = [chosen(each, "count", "seed") for each in candidates.values()]
     bare = [each.drop_vars({*each.coords} - {"count", "seed"}) for each in made]
@@ -224,7 +224,7 @@ def expected(config: Config) -> dict[str, Expected]:
     )
     more, not_more = above(0.01, why="a hundredth"), below(0.01, why="as for the claim")
     unpaired = Control("pretrained on pairs of different digits they do not", not_more)
-    learned = "pretraining and a probe beat random features and raw pixels, the better of them"
+    learned = "pretraining and a probe beat random features or pixels, whichever validation chooses"
     claims = {f"fixed {n}": by(f"{n} a class: {learned}", more, unpaired) for n in config.labels}
     for n in config.labels:
         if n < 5:
@@ -250,7 +250,7 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
     for n in data["labels"]["count"].values.tolist():
         at = data["labels"].accuracy.sel(count=n)
         of = {name: at.sel(approach=name) for name in at.approach.values.tolist()}
-        fixed = np.maximum(of["random features"], of["raw pixels"])
+        fixed = of["not learned"]
         found[f"fixed {n}"] = (of["pretrained"] - fixed, of["unpaired"] - fixed)
         other = of["unpaired"] - of["supervised"]
         if 5 <= n < 50:
@@ -261,7 +261,7 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
 
 def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     """Error by labels; gain of pretraining over each other method; side by side at each count."""
-    accuracy = data["labels"].accuracy
+    accuracy = data["labels"].accuracy.drop_sel(approach="not learned")  # one of two shown
     counts, names = accuracy["count"].values, accuracy.approach.values
     with panels(2, ratio=0.9) as (result, (left, right)):
         for i, (name, style) in enumerate(zip(names, STYLES, strict=False)):
