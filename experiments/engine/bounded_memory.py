@@ -4,8 +4,8 @@ Deep linear networks 64-16-10 on 20 of scikit-learn's digits, 200 full-batch ste
 The engine takes dispatch after dispatch to its last step, so that only records (44 bytes each),
 names and points grow with the number of runs; `jit(vmap(scan))` holds all runs at once. Each
 measurement is a process of its own; memory is the peak resident set, with some 300 MB of imports.
-Seconds are a + b n, with a for tracing and compilation: a further run's price, b, is a difference,
-which a leaves.
+Seconds are a + b n, with a for tracing and loading what is compiled: a further run's price, b, is a
+difference, which a leaves.
 
     python -m experiments bounded_memory          # quick: to 30,000 runs, two minutes
     python -m experiments bounded_memory paper    # to 100,000, 12 minutes; writes figures/
@@ -152,7 +152,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
         n = np.geomspace(int(costs.runs[0]), int(costs.runs[-1]), 50)
         time.plot(n, a + b * n, color="0.3", lw=0.8, zorder=1, label="a + b n")
         theory_line(memory, costs.limit / 1e9, label="limit")
-        for axes, said in ((time, "seconds, compilation included"), (memory, "peak memory / GB")):
+        for axes, said in ((time, "seconds, tracing included"), (memory, "peak memory / GB")):
             axes.set(xscale="log", yscale="log", xlabel="runs", ylabel=said)
             axes.minorticks_off()
             key(axes, columns=2)

@@ -118,7 +118,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     spectra = networks[["tangent", "plain"]].isel(step_rare=0, drop=True)
     level = np.exp(np.log(spectra.tangent / spectra.plain).mean("mode"))
     found = {"rate": 2 * math.log(4) / rise, "tangent": 8 * spectra.tangent}
-    return {"networks": xr.Dataset(found | {"plain": 8 * level * spectra.plain})}
+    found["plain"] = 8 * level * spectra.plain
+    return {"networks": xr.Dataset(found, attrs=networks.attrs)}
 
 
 def expected(config: Config) -> dict[str, Expected]:

@@ -161,7 +161,7 @@ def expected(config: Config) -> dict[str, Expected]:
             Control("not where the target is another digit", below(0.05, why="chance gives 2%")),
             kind="direction",
             source="lab.theory.masked.masked_pixel_loss; He et al. 2022, arXiv 2111.06377",
-            estimator="share of the pixels' variance that is explained at the end",
+            estimator="share of the pixels' variance explained at the end, of digits learned from",
         )
     }
 
