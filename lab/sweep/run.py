@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,9 @@ class Advanced(NamedTuple):
 Segments = Callable[[int], Iterator[Advanced]]
 """segments(dispatch): takes it from where it is to its last step, a segment at a time."""
 
+Waiting: TypeAlias = tuple[Mapping[jax.Device, Segments], int, int]
+"""A dispatch whose turn comes: how each device takes it, its number, its real runs."""
+
 
 def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: Advance) -> None:
     """Take each dispatch that is not finished to its last step, in this process.
@@ -47,8 +50,21 @@ def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: 
     """
     compilers = ThreadPoolExecutor(cores())
     placed = devices(max(book.layout.devices or 1 for book in books))
+    waiting: deque[Waiting] = deque()
+    try:
+        for part, book in zip(parts, books, strict=True):
+            if left := unfinished(book, advance):
+                segments = {d: compiling(part, book, d, keep, compilers) for d in {*placed}}
+                waiting.extend((segments, dispatch, real) for dispatch, real in left.items())
+                del segments
+        by_devices(placed, waiting, advance)
+    finally:
+        compilers.shutdown(wait=False, cancel_futures=True)
+
+
+def by_devices(placed: Sequence[jax.Device], waiting: deque[Waiting], advance: Advance) -> None:
+    """Take the dispatches to their last steps: a thread a device, each one after another."""
     around, ended = settings(), threading.Event()
-    waiting: deque[tuple[Mapping[jax.Device, Segments], int, int]] = deque()
 
     def work(device: jax.Device) -> None:
         with around.applied():
@@ -62,22 +78,14 @@ def run_here(parts: Sequence[Part], books: Sequence[Book], keep: bool, advance: 
                     if ended.is_set():
                         return
 
-    try:
-        for part, book in zip(parts, books, strict=True):
-            if left := unfinished(book, advance):
-                segments = {d: compiling(part, book, d, keep, compilers) for d in {*placed}}
-                waiting.extend((segments, dispatch, real) for dispatch, real in left.items())
-                del segments
-        with ThreadPoolExecutor(len(placed), thread_name_prefix="device") as workers:
-            try:
-                working = [workers.submit(work, device) for device in placed]
-                wait(working, return_when=FIRST_EXCEPTION)
-            finally:
-                ended.set()
-        for one in working:
-            one.result()
-    finally:
-        compilers.shutdown(wait=False, cancel_futures=True)
+    with ThreadPoolExecutor(len(placed), thread_name_prefix="device") as workers:
+        try:
+            working = [workers.submit(work, device) for device in placed]
+            wait(working, return_when=FIRST_EXCEPTION)
+        finally:
+            ended.set()
+    for one in working:
+        one.result()
 
 
 def run_by(

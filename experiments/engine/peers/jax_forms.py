@@ -4,7 +4,6 @@ Each is `form(problem) -> run`, with run(steps, runs) -> (seconds of work, {reco
 a note), compiled before it is timed.
 """
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,9 +20,8 @@ from lab.sweep.book import Book
 from lab.sweep.cadence import Cadence
 from lab.sweep.engine import laid_out
 from lab.sweep.layout import Layout, cores, devices
-from lab.sweep.parcel import settings
 from lab.sweep.parts import Part, Placed
-from lab.sweep.run import compiling
+from lab.sweep.run import Waiting, by_devices, compiling
 from lab.sweep.trace import Process
 
 Records = dict[str, np.ndarray]
@@ -63,20 +61,10 @@ def engine(part: Part, process: Process, layout: Layout) -> tuple[Book, Callable
     placed = devices(book.layout.devices or 1)
     with ThreadPoolExecutor(cores()) as pool:
         segments = {device: compiling(part, book, device, True, pool) for device in placed}
-    around = settings()
 
     def run() -> Any:
-        waiting = deque(book.real_runs())
-
-        def work(device: jax.Device) -> None:
-            with around.applied(), contextlib.suppress(IndexError):
-                while True:
-                    for _ in segments[device](waiting.popleft()):
-                        pass
-
-        with ThreadPoolExecutor(len(placed)) as workers:
-            for _ in workers.map(work, placed):
-                pass
+        waiting: deque[Waiting] = deque((segments, *one) for one in book.real_runs().items())
+        by_devices(placed, waiting, lambda *_: None)
         return book.recorded()
 
     return book, run
