@@ -9,7 +9,7 @@ with the gradient through both sides. Descent at rate 0.1 of the exact expectati
 W in random directions, half of its sizes outside of the basin, P = I + noise.
 
     python -m experiments byol_theory          # quick: 10 s on two cores
-    python -m experiments byol_theory paper    # a minute; writes figures/
+    python -m experiments byol_theory paper    # half a minute; writes figures/
 
 Expect p+ to 1e-4, for SimSiam and BYOL alike; F - P'P to decay at 1.014 times twice the weight
 decay (steps of 0.1 add 1%; with the gradient through both sides 0.82, which fewer than some 16
@@ -272,8 +272,9 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
                 curve(align, at.apart.sel(case=case), log=True, label=case, **style)
         for share, style in zip(start.share.values, STYLES[5:], strict=False):
             curve(basin, start.encoder.sel(share=share), label=f"{share:g} of critical", **style)
-        for axes in (balance, basin):
-            (axes.axhline if axes is balance else axes.axvline)(1.0, **line, label="theory")
+            lower = np.interp(share, decay.grid, decay.roots[0]) / decay.low
+            basin.axvline(float(lower), **line, label="theory" if share == AT else None)
+        balance.axhline(1.0, **line, label="theory")
         rest.set(xlabel="weight decay $e$ / critical", ylabel="encoder at rest", ylim=(-0.03, 0.9))
         basin.set(xlabel=f"start / $p_-$ of {AT:g}", ylabel="encoder at rest", ylim=(-0.03, 0.9))
         balance.set(xlabel="time (rate × step)", ylabel="$|F - P'P|$ / $e^{-2et}$", ylim=(0.9, 1.5))
