@@ -3,6 +3,7 @@
 An experiment is a module with
 
     PRESETS   {"quick": Config(...), "paper": Config(...)}; Config is a frozen dataclass
+              that cannot be made with what cannot be run (`__post_init__` raises BadInput)
     run       run(config, store) -> {name: Dataset}; its sweeps are stored below the folder `store`
     expected  expected(config) -> {name: Expected}; the claims, which know no data
     measured  measured(data) -> {name: (values, control's values)}, or why there are none
@@ -142,11 +143,15 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
     preset = argv.pop(0) if argv and not argv[0].startswith("-") else "quick"
     if preset not in experiment.PRESETS:
         raise BadInput(f"preset: {preset!r} is not one of {', '.join(experiment.PRESETS)}")
-    default = experiment.PRESETS[preset]
+    wanted = type(experiment.PRESETS[preset])
+    # Parsed without the config's own checks, whose one line tyro would turn into a box.
+    as_it_is = {**vars(wanted), "__post_init__": lambda self: None}
+    unchecked: Any = type(wanted.__name__, (wanted,), as_it_is)
+    default = unchecked(**vars(experiment.PRESETS[preset]))
 
     flat, flags = tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff
     groups: Any = dataclasses.make_dataclass(
-        "groups", [("experiment", flat[type(default)]), ("every_experiment", flat[flags[Options]])]
+        "groups", [("experiment", flat[unchecked]), ("every_experiment", flat[flags[Options]])]
     )
     given = tyro.cli(
         groups,
@@ -155,7 +160,7 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
         prog=f"python -m experiments {name} {preset}",
         description=f"{experiment.__doc__}\n\nPresets: {', '.join(experiment.PRESETS)}.",
     )
-    config, options = given.experiment, given.every_experiment
+    config, options = wanted(**vars(given.experiment)), given.every_experiment
     if options.fresh and (options.resume or options.plot):
         raise BadInput("--fresh: replaces what --resume and --plot need; give one of them")
     return preset, config, options
