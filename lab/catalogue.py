@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab.experiment import FIGURES, RUNS
+from lab.experiment import FIGURES, RUNS, sources
 from lab.report import counts
 from lab.types import BadInput
 
@@ -100,7 +100,8 @@ def replicated(folder: Path, arguments: Sequence[str]) -> int:
 
     A claim of the committed figure replicates where it passes again on seeds that no figure used;
     it is undecided where it does not pass and does not fail. Each experiment is a process of its
-    own; what is finished is not run again, and what was killed goes on.
+    own; what is finished is not run again unless its code, or lab's, has changed since, and what
+    was killed goes on.
 
     Args:
         folder: of the experiments.
@@ -183,9 +184,12 @@ def _again(one: Entry, runs: Path, first: int, how: str | None) -> int:
 
 
 def _current(one: Entry, left: Path) -> bool:
-    """Whether a finished run is younger than the code it ran."""
+    """Whether a finished run is of the code there is: the experiment's, its folder's, lab's."""
     kept = left.parent / "config.json"
-    return kept.exists() and left.exists() and kept.stat().st_mtime > one.file.stat().st_mtime
+    if not (kept.exists() and left.exists()):
+        return False
+    ran = json.loads(kept.read_text()).get("code", {})
+    return bool(ran.get("sources") == sources(one.file))
 
 
 def _compared(one: Entry, again: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 An experiment is a module with
 
     PRESETS   {"quick": Config(...), "paper": Config(...)}; Config is a frozen dataclass
+              that cannot be made with what cannot be run (`__post_init__` raises BadInput)
     run       run(config, store) -> {name: Dataset}; its sweeps are stored below the folder `store`
     expected  expected(config) -> {name: Expected}; the claims, which know no data
     measured  measured(data) -> {name: (values, control's values)}, or why there are none
@@ -41,6 +42,7 @@ from lab.report import finite, plain, print_claims, print_expected
 from lab.types import BadInput
 
 RUNS, FIGURES = Path("runs"), Path("figures")
+LAB = Path(__file__).absolute().parent
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "xarray", "zarr")
 
 
@@ -85,6 +87,21 @@ def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
 def seeds(config: Any) -> range:
     """Those a config asks for: `seeds` of them from `first_seed` on."""
     return range(config.first_seed, config.first_seed + config.seeds)
+
+
+def sources(file: Path) -> str:
+    """A digest of all code that the experiment in `file` may run: its own, its folder's, lab's.
+
+    Its own file, what is in packages beside it (no experiment imports another), and the whole lab.
+    Contents count and times do not: a checkout changes the one without the other, either way.
+    """
+    own, beside, engine = [file], file.parent.glob("*/**/*.py"), LAB.rglob("*.py")
+    digest = hashlib.sha256()
+    for top, found in ((file.parent, [*own, *sorted(beside)]), (LAB.parent, sorted(engine))):
+        for one in found:
+            held = hashlib.sha256(one.read_bytes()).hexdigest()
+            digest.update(f"{one.relative_to(top).as_posix()} {held}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _main(experiment: ModuleType, argv: list[str]) -> int:
@@ -142,11 +159,15 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
     preset = argv.pop(0) if argv and not argv[0].startswith("-") else "quick"
     if preset not in experiment.PRESETS:
         raise BadInput(f"preset: {preset!r} is not one of {', '.join(experiment.PRESETS)}")
-    default = experiment.PRESETS[preset]
+    wanted = type(experiment.PRESETS[preset])
+    # Parsed without the config's own checks, whose one line tyro would turn into a box.
+    as_it_is = {**vars(wanted), "__post_init__": lambda self: None}
+    unchecked: Any = type(wanted.__name__, (wanted,), as_it_is)
+    default = unchecked(**vars(experiment.PRESETS[preset]))
 
     flat, flags = tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff
     groups: Any = dataclasses.make_dataclass(
-        "groups", [("experiment", flat[type(default)]), ("every_experiment", flat[flags[Options]])]
+        "groups", [("experiment", flat[unchecked]), ("every_experiment", flat[flags[Options]])]
     )
     given = tyro.cli(
         groups,
@@ -155,7 +176,7 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
         prog=f"python -m experiments {name} {preset}",
         description=f"{experiment.__doc__}\n\nPresets: {', '.join(experiment.PRESETS)}.",
     )
-    config, options = given.experiment, given.every_experiment
+    config, options = wanted(**vars(given.experiment)), given.every_experiment
     if options.fresh and (options.resume or options.plot):
         raise BadInput("--fresh: replaces what --resume and --plot need; give one of them")
     return preset, config, options
@@ -189,6 +210,7 @@ def _run(experiment: ModuleType, config: Any, folder: Path, fresh: bool) -> Any:
     digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
     begun = folder.with_name(f"{folder.name}.fresh-{digest}") if fresh else folder
     old, held = folder.with_name(f"{folder.name}.old"), begun.exists()
+    code = _code(experiment)  # as it starts; it may be edited meanwhile
     try:
         with _timed(begun):
             data = dict(experiment.run(config, begun / "store"))
@@ -197,7 +219,7 @@ def _run(experiment: ModuleType, config: Any, folder: Path, fresh: bool) -> Any:
             shutil.rmtree(begun, ignore_errors=True)
         over = f" (or delete {begun})" if fresh else " (--fresh)"
         raise BadInput(f"{error}{over}" if "store" in str(error) else str(error)) from error
-    _keep(data, config, _code(experiment), begun)
+    _keep(data, config, code, begun)
     if fresh:
         if folder.exists():
             folder.rename(old)
@@ -290,13 +312,14 @@ def _provenance(data: Any, folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def _code(experiment: ModuleType) -> dict[str, Any]:
-    """What runs: versions, and the commits of the experiment and, where it has another, of lab."""
+    """What runs: versions, digest, and commits of the experiment and, where it differs, of lab."""
     ran, engine = _commit(_file(experiment)), _commit(Path(__file__))
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
         },
+        "sources": sources(_file(experiment)),
         "commit": ran,
         **({} if engine == ran else {"commit of lab": engine}),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import FOLDER, command
-from lab import catalogue
+from lab import catalogue, experiment
 from lab.types import BadInput
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,8 @@ def quick(monkeypatch):
         asked.append((one.name, first, how))
         left = runs / one.name / "quick"
         left.mkdir(parents=True, exist_ok=True)
-        (left / "config.json").write_text("{}")
+        ran = {"sources": experiment.sources(one.file)}
+        (left / "config.json").write_text(json.dumps({"code": ran}))
         outcome = verdicts(a="pass", b="fail", c="pass", d="inconclusive")
         (left / f"{one.name}.json").write_text(json.dumps(outcome | {"seconds": 20.0}))
         return 1
@@ -107,12 +108,44 @@ def test_a_whole_replication_is_kept_with_the_figures_and_redone_from_what_is_th
     kept = json.loads(Path("figures/replication.json").read_text())
     assert kept["experiments"]["apple"]["claims"]["a"] == "replicated"
     assert kept["experiments"]["smoke"]["claims"]["a"] == "pass, in the figure not there"
-    later = time.time() + 10
-    os.utime(house / "falling" / "apple.py", (later, later))  # changed since it was run
-    catalogue.replicated(house, [])
-    assert quick[-2:] == [("apple", 1000, "--fresh"), ("smoke", 1000, "--plot")]
     catalogue.replicated(house, ["--first-seed", "7"])
     assert Path("runs/replicate-7/replication.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("experiments/falling/apple.py", ("--fresh", "--plot")),
+        ("experiments/rising/peers/flame.py", ("--plot", "--fresh")),
+        ("experiments/rising/peer.py", ("--plot", "--plot")),  # no experiment imports it
+        ("lab/numerics.py", ("--fresh", "--fresh")),
+        ("lab/data/digits.py", ("--fresh", "--fresh")),
+    ],
+)
+def test_a_replication_starts_over_what_has_changed_and_not_what_was_touched(
+    changed, again, house, quick, monkeypatch
+):
+    monkeypatch.setattr(experiment, "LAB", house.parent / "lab")
+    for name in ("lab/numerics.py", "lab/data/digits.py", "experiments/rising/peers/flame.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("X = 1\n")
+    catalogue.replicated(house, [])
+    file, later = Path(changed), time.time() + 10
+    os.utime(file, (later, later))
+    catalogue.replicated(house, [])
+    assert [how for *_, how in quick[-2:]] == ["--plot"] * 2
+    file.write_text(file.read_text() + "# otherwise\n")
+    os.utime(file, (0, 0))  # a checkout of another content may well be of an earlier time
+    for how in (again, ("--plot", "--plot")):
+        catalogue.replicated(house, [])
+        assert quick[-2:] == [("apple", 1000, how[0]), ("smoke", 1000, how[1])]
+
+
+def test_what_an_earlier_version_left_is_run_again(house, quick):
+    catalogue.replicated(house, ["falling"])
+    Path("runs/replicate-1000/apple/quick/config.json").write_text('{"code": {"commit": null}}')
+    catalogue.replicated(house, ["falling"])
+    assert quick[-1] == ("apple", 1000, "--fresh")
 
 
 def test_seeds_that_a_figure_used_are_not_called_fresh(house, quick):

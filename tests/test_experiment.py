@@ -16,7 +16,7 @@ import jax
 import matplotlib.pyplot as plt
 import pytest
 
-from lab.experiment import main
+from lab.experiment import main, sources
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = '''"""Half of what there is decays in a step.
@@ -305,6 +305,20 @@ def test_the_commit_is_that_of_the_code_and_not_of_the_folder(command, tmp_path)
     given("commit", "-q", "--allow-empty", "-m", "later")
     command("--plot")  # redrawn: what ran is what ran
     assert report("runs/decay/quick")["commit"] == ran
+
+
+def test_the_sources_kept_are_those_that_the_run_began_with(command, experiment, monkeypatch):
+    code, run = Path("physics/decay.py"), experiment.run
+    began = sources(code)
+
+    def edited(config, store):
+        code.write_text(code.read_text() + "# while it ran\n")
+        return run(config, store)
+
+    monkeypatch.setattr(experiment, "run", edited)
+    command()
+    kept = json.loads(Path("runs/decay/quick/config.json").read_text())["code"]["sources"]
+    assert kept == report("runs/decay/quick")["sources"] == began != sources(code)
 
 
 def test_an_experiment_that_needs_float64_has_it(command, experiment, monkeypatch):

@@ -17,7 +17,8 @@ import jaxtyping
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.engine.peers import check, memory, race, sections, turns
+from experiments.engine import throughput
+from experiments.engine.peers import check, memory, problems, race, sections, turns
 from lab.experiment import main
 
 ROOT = Path(__file__).parents[1]
@@ -536,10 +537,16 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
 def test_what_cannot_be_run_is_refused_before_it_starts(
     arguments, said, tmp_path, monkeypatch, capsys
 ):
+    """And before its claims are printed: there is no such config."""
     monkeypatch.chdir(tmp_path)
     name, _, flags = arguments.partition(" ")
-    assert command(name, flags) == 2
-    assert capsys.readouterr() == ("", f"error: {said}\n")
+    for how in (flags, f"{flags} --claims"):
+        assert command(name, how) == 2
+        assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+def test_throughput_knows_the_letters_of_the_reference_sweeps():
+    assert [*throughput.LETTERS] == [*problems.problems()]
 
 
 def test_races_of_another_kind_are_not_taken_for_these(tmp_path, monkeypatch, capsys):

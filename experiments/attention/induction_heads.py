@@ -77,6 +77,14 @@ class Config:
     )
     scale: float = 0.2  # Deviation of the embedding's first entries; 1 / sqrt(width) is 0.18.
 
+    def __post_init__(self) -> None:
+        """Refuses a vocabulary less than twice the greatest period."""
+        if self.vocabulary < 2 * PERIODS[1]:
+            raise BadInput(
+                f"vocabulary: {self.vocabulary} tokens; give {2 * PERIODS[1]} or more, twice the "
+                "greatest period"
+            )
+
 
 PRESETS = {"quick": Config(seeds=5, held_out=32), "paper": Config()}
 
@@ -141,16 +149,7 @@ def first_layer(clamp: Array, mask: Array) -> Edits:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Two layers with each first layer, one layer, and a vocabulary no larger than the period.
-
-    Raises:
-        BadInput: a vocabulary less than twice the greatest period.
-    """
-    if config.vocabulary < 2 * PERIODS[1]:
-        raise BadInput(
-            f"vocabulary: {config.vocabulary} tokens; give {2 * PERIODS[1]} or more, twice the "
-            "greatest period"
-        )
+    """Two layers with each first layer, one layer, and a vocabulary no larger than the period."""
     free = FIRST_LAYER["two layers"]
     parts = [
         sweep(

@@ -68,6 +68,11 @@ class Config:
     path_lr: float = 0.002  # Learning rate of SGD.
     path_steps: int = 750  # Steps of SGD.
 
+    def __post_init__(self) -> None:
+        """Refuses contexts without 10 and 20."""
+        if not {*CLAIMED.values()} <= {*self.contexts}:
+            raise BadInput(f"contexts: {self.contexts}; 10 and 20 should be among them")
+
 
 PRESETS = {"quick": Config(contexts=(10, 20), seeds=5), "paper": Config()}
 
@@ -113,13 +118,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """The layer under Adam, and its path under SGD; with labels of the same task, and of another.
-
-    Raises:
-        BadInput: contexts without 10 and 20.
-    """
-    if not {*CLAIMED.values()} <= {*config.contexts}:
-        raise BadInput(f"contexts: {config.contexts}; 10 and 20 should be among them")
+    """The layer under Adam, its path under SGD; with labels of the same task, and of another."""
     process = partial(training, config=config)
     grid = {"agreement": [1.0, 0.0], "seed": seeds(config)}
     trained = sweep(

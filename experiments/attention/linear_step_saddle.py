@@ -81,6 +81,16 @@ class Config:
     adam_lr: float = 0.01
     """Adam's rate."""
 
+    def __post_init__(self) -> None:
+        """Refuses every that is no multiple of 10; steps, early or late that are none of every."""
+        if self.every < 10 or self.every % 10:
+            raise BadInput(f"every: {self.every}; give a multiple of 10")
+        for name in ("steps", "early", "late"):
+            if not 0 < (value := getattr(self, name)) <= self.steps or value % self.every:
+                raise BadInput(
+                    f"{name}: {value}; give a multiple of {self.every}, {self.steps} at most"
+                )
+
 
 PRESETS = {"quick": Config(seeds=1024), "paper": Config()}
 
@@ -118,18 +128,7 @@ def training(seed: Array, *, method: str, config: Config) -> Dynamics:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Each method from every start; heavy ball for a tenth of the steps, Adam for the early ones.
-
-    Raises:
-        BadInput: every that is not a multiple of 10; steps, early or late that are not of every.
-    """
-    if config.every < 10 or config.every % 10:
-        raise BadInput(f"every: {config.every}; give a multiple of 10")
-    for name in ("steps", "early", "late"):
-        if not 0 < (value := getattr(config, name)) <= config.steps or value % config.every:
-            raise BadInput(
-                f"{name}: {value}; give a multiple of {config.every}, {config.steps} at most"
-            )
+    """Each method from every start; heavy ball for a tenth of the steps, Adam for the early."""
 
     def trained(method: str, steps: int, every: int, late: int = 0) -> xr.Dataset:
         data = sweep(

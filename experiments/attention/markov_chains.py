@@ -63,6 +63,13 @@ class Config:
     batch: int = 32  # Sequences in a batch.
     held_out: int = 128  # Sequences on which losses are measured, the same for all runs.
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than two states."""
+        if self.states < 2:
+            raise BadInput(
+                f"states: {self.states}; give 2 or more, or there is nothing to foretell"
+            )
+
 
 PRESETS = {"quick": Config(seeds=6, steps=400), "paper": Config()}
 
@@ -108,13 +115,7 @@ def training(seed: Array, *, layers: int, config: Config) -> Dynamics:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """One layer and two, and the levels of the exact predictors on the same sequences.
-
-    Raises:
-        BadInput: fewer than two states.
-    """
-    if config.states < 2:
-        raise BadInput(f"states: {config.states}; give 2 or more, or there is nothing to foretell")
+    """One layer and two, and the levels of the exact predictors on the same sequences."""
     how: Any = {"steps": config.steps, "every": config.every, "store": store}
     axes, static = {"seed": seeds(config)}, {"layers": [1, 2]}
     data = sweep(partial(training, config=config), axes, static=static, **how)

@@ -59,6 +59,11 @@ class Config:
     seeds: int = 64  # How many draws of weights, tokens and readout.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses too few blocks for an exponent."""
+        if self.depth < 2 * FIRST:
+            raise BadInput(f"depth: {self.depth}; give {2 * FIRST:g} blocks or more")
+
 
 PRESETS = {"quick": Config(depth=32), "paper": Config()}
 
@@ -89,13 +94,7 @@ def deepening(seed: Array, *, case: tuple[str | None, str], config: Config) -> D
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Gradients by depth, beside theory's.
-
-    Raises:
-        BadInput: too few blocks for an exponent.
-    """
-    if config.depth < 2 * FIRST:
-        raise BadInput(f"depth: {config.depth}; give {2 * FIRST:g} blocks or more")
+    """Gradients by depth, beside theory's."""
     how: Any = {"static": {"case": CASES}, "steps": config.depth - 1, "every": 1, "store": store}
     drawn = sweep(partial(deepening, config=config), {"seed": seeds(config)}, **how)
     drawn = drawn.rename(step="depth")

@@ -60,6 +60,11 @@ class Config:
     batch: int = 16  # Digits in a batch.
     examples: int = 256  # Digits to learn.
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than three rates, or rates that do not ascend."""
+        if len(self.lrs) < 3 or list(self.lrs) != sorted({*self.lrs}):
+            raise BadInput(f"lrs: {self.lrs}; give three or more, ascending")
+
 
 PRESETS = {"quick": Config(seeds=4, layers=(1, 4), examples=128), "paper": Config()}
 
@@ -105,13 +110,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Losses by rate, warm-up, norm and depth, and the largest rate that is stable.
-
-    Raises:
-        BadInput: fewer than three rates, or not ascending.
-    """
-    if len(config.lrs) < 3 or list(config.lrs) != sorted({*config.lrs}):
-        raise BadInput(f"lrs: {config.lrs}; give three or more, ascending")
+    """Losses by rate, warm-up, norm and depth, and the largest rate that is stable."""
     data = sweep(
         partial(training, config=config),
         {"lr": config.lrs, "warmup": [0, config.warmup], "seed": seeds(config)},

@@ -55,6 +55,13 @@ class Config:
     seeds: int = 16  # How many draws of tokens and weights.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses sizes that are fewer than three, or do not grow; fewer than two layers."""
+        if len(self.sizes) < 3 or [0, *self.sizes] != sorted({0, *self.sizes}):
+            raise BadInput(f"sizes: {self.sizes}; give three or more, ascending")
+        if self.depth < 2:
+            raise BadInput(f"depth: {self.depth}; give two layers or more")
+
 
 PRESETS = {"quick": Config(seeds=8), "paper": Config()}
 
@@ -97,15 +104,7 @@ def falling(size: Array, seed: Array, *, layer: str, config: Config) -> Dynamics
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Tokens through random layers of each kind, from each size.
-
-    Raises:
-        BadInput: sizes that are fewer than three, or do not grow; fewer than two layers.
-    """
-    if len(config.sizes) < 3 or [0, *config.sizes] != sorted({0, *config.sizes}):
-        raise BadInput(f"sizes: {config.sizes}; give three or more, ascending")
-    if config.depth < 2:
-        raise BadInput(f"depth: {config.depth}; give two layers or more")
+    """Tokens through random layers of each kind, from each size."""
     axes, process = {"size": config.sizes, "seed": seeds(config)}, partial(falling, config=config)
     how: Any = {"static": {"layer": [*SLOPES]}, "steps": config.depth, "every": 1}
     return {"tokens": sweep(process, axes, **how, store=store)}

@@ -58,6 +58,11 @@ class Config:
     batch: int = 512  # Tasks in a batch.
     held_out: int = 16_384  # Tasks on which the layer is scored.
 
+    def __post_init__(self) -> None:
+        """Refuses contexts without 10."""
+        if 10 not in self.contexts:
+            raise BadInput(f"contexts: {self.contexts}; 10 should be among them")
+
 
 PRESETS = {"quick": Config(contexts=(10,), seeds=6, steps=1_000), "paper": Config()}
 
@@ -96,13 +101,7 @@ def training(seed: Array, *, context: int, heads: int, config: Config) -> Dynami
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """One head and two, on contexts of every length.
-
-    Raises:
-        BadInput: contexts without 10.
-    """
-    if 10 not in config.contexts:
-        raise BadInput(f"contexts: {config.contexts}; 10 should be among them")
+    """One head and two, on contexts of every length."""
     data = sweep(
         partial(training, config=config),
         {"seed": seeds(config)},

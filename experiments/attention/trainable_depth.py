@@ -68,6 +68,15 @@ class Config:
     steps: int = 400  # Steps of training.
     every: int = 50  # Steps between two records.
 
+    def __post_init__(self) -> None:
+        """Refuses numbers of blocks that are not 1, 2, ...; fewer than two tokens."""
+        if list(self.layers) != list(range(1, len(self.layers) + 1)) or len(self.layers) < 2:
+            raise BadInput(f"layers: {self.layers}; give 1, 2, and on without a gap")
+        if not self.parts or not {*self.parts} <= {*PARTS}:
+            raise BadInput(f"parts: {self.parts}; give some of {', '.join(PARTS)}")
+        if self.tokens < 2:
+            raise BadInput(f"tokens: {self.tokens}; give two or more")
+
 
 PRESETS = {"quick": Config(layers=(1, 2, 3, 4), seeds=6, steps=200), "paper": Config()}
 
@@ -104,17 +113,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every variant at every depth; of each run the rate that is best at the end.
-
-    Raises:
-        BadInput: numbers of blocks that are not 1, 2, ...; fewer than two tokens.
-    """
-    if list(config.layers) != list(range(1, len(config.layers) + 1)) or len(config.layers) < 2:
-        raise BadInput(f"layers: {config.layers}; give 1, 2, and on without a gap")
-    if not config.parts or not {*config.parts} <= {*PARTS}:
-        raise BadInput(f"parts: {config.parts}; give some of {', '.join(PARTS)}")
-    if config.tokens < 2:
-        raise BadInput(f"tokens: {config.tokens}; give two or more")
+    """Every variant at every depth; of each run the rate that is best at the end."""
     variants = {name: had for name, had in VARIANTS.items() if name.split(",")[0] in config.parts}
     data = sweep(
         partial(training, config=config),

@@ -53,6 +53,15 @@ class Config:
     limit: float = 2e9
     """Bytes of resident memory allowed."""
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than three sizes, sizes that do not grow, or no turn."""
+        if len(self.runs) < 3 or [0, *self.runs] != sorted({0, *self.runs}):
+            raise BadInput(
+                f"runs: {self.runs}; give three sizes or more, each larger than the last"
+            )
+        if self.turns < 1:
+            raise BadInput(f"turns: {self.turns} is not a positive int")
+
 
 PRESETS = {
     "quick": Config(runs=(1_000, 15_000, 30_000), turns=3, limit=0.75e9),
@@ -61,15 +70,7 @@ PRESETS = {
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Seconds and peak bytes by form, size and turn; what the store holds is not measured again.
-
-    Raises:
-        BadInput: fewer than three sizes, sizes that do not grow, or no turn.
-    """
-    if len(config.runs) < 3 or [0, *config.runs] != sorted({0, *config.runs}):
-        raise BadInput(f"runs: {config.runs}; give three sizes or more, each larger than the last")
-    if config.turns < 1:
-        raise BadInput(f"turns: {config.turns} is not a positive int")
+    """Seconds and peak bytes by form, size and turn; what the store holds is not measured again."""
     store.mkdir(parents=True, exist_ok=True)
     found = np.full((3, len(FORMS), len(config.runs), config.turns), math.nan)
     for turn in range(-1, config.turns):

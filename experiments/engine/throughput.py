@@ -41,7 +41,7 @@ More than 200 lines because six kinds of goals belong to one race of one machine
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ from lab.experiment import main
 from lab.plotting import STYLES, key, panels, points, theory_line
 from lab.types import BadInput
 
+LETTERS = "abcdef"
 FORMS = {
     "vmap": "jit(vmap(scan))",
     "scan": "jit(scan)*",
@@ -72,7 +73,7 @@ SHARES = {"a": 0.65, "c": 0.8}
 class Config:
     """What is raced."""
 
-    problems: str = "abcdef"
+    problems: str = LETTERS
     """Letters of the reference sweeps; f is (a) with sharpness."""
     forms: tuple[str, ...] = ("vmap", "scan", "loop", "eager", "func")
     """What the engine is raced against."""
@@ -82,6 +83,20 @@ class Config:
     """Block widths that are timed to judge the engine's choice."""
     shrink: int = 1
     """Divides the number of runs, for a trial."""
+
+    def __post_init__(self) -> None:
+        """Refuses no problem, an unknown problem or form, and no turn."""
+        for name, given, known in (
+            ("problems", self.problems, LETTERS),
+            ("forms", self.forms, FORMS),
+        ):
+            for one in set(given) - set(known):
+                raise BadInput(f"{name}: {one!r} is not one of {', '.join(sorted(known))}")
+        if not self.problems:
+            raise BadInput(f"problems: none given; give some of {', '.join(LETTERS)}")
+        for name, value in (("turns", self.turns), ("shrink", self.shrink)):
+            if value < 1:
+                raise BadInput(f"{name}: {value} is not a positive int")
 
 
 PRESETS = {
@@ -94,21 +109,10 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     """Race by race; one that is in the store is not run again.
 
     Raises:
-        BadInput: an unknown problem or form, no turn, or a store of races of another kind.
+        BadInput: a store of races of another kind.
     """
-    for name, given, known in (
-        ("problems", config.problems, problems()),
-        ("forms", config.forms, FORMS),
-    ):
-        for one in set(given) - set(known):
-            raise BadInput(f"{name}: {one!r} is not one of {', '.join(sorted(known))}")
-    if not config.problems:
-        raise BadInput(f"problems: none given; give some of {', '.join(sorted(problems()))}")
-    for name, value in (("turns", config.turns), ("shrink", config.shrink)):
-        if value < 1:
-            raise BadInput(f"{name}: {value} is not a positive int")
     store.mkdir(parents=True, exist_ok=True)
-    kind = json.loads(json.dumps(asdict(replace(config, problems=""))))
+    kind = json.loads(json.dumps(asdict(config) | {"problems": ""}))
     races: dict[str, dict[str, Any]] = {}
     for letter in config.problems:
         file = store / f"{letter}.json"

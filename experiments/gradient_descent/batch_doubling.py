@@ -59,6 +59,12 @@ class Config:
     steps: int = 200
     """Steps of each run."""
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than two sizes, or one that is not twice the last."""
+        sizes = np.array(self.sizes)
+        if len(sizes) < 2 or (sizes[1:] != 2 * sizes[:-1]).any():
+            raise BadInput(f"sizes: {self.sizes}; give two or more, each twice the last")
+
 
 PRESETS = {"quick": Config(seeds=8), "paper": Config()}
 
@@ -86,14 +92,8 @@ def training(seed: Array, size: int, *, target: float) -> Dynamics:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every batch size at its best rate; steps to the target, by group and by the recursion.
-
-    Raises:
-        BadInput: fewer than two sizes, or one that is not twice the last.
-    """
-    sizes, runs = np.array(config.sizes), config.runs
-    if len(sizes) < 2 or (sizes[1:] != 2 * sizes[:-1]).any():
-        raise BadInput(f"sizes: {config.sizes}; give two or more, each twice the last")
+    """Every batch size at its best rate; steps to the target, by group and by the recursion."""
+    runs = config.runs
     data = sweep(
         partial(training, target=config.target),
         {"seed": range(config.first_seed * runs, (config.first_seed + config.seeds) * runs)},

@@ -86,6 +86,11 @@ class Config:
     steps: int = 200
     """Gradient steps."""
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than two digits."""
+        if self.examples < 2:
+            raise BadInput(f"examples: {self.examples}; give two or more")
+
 
 PRESETS = {"quick": Config(seeds=8, hidden=128), "paper": Config()}
 
@@ -118,13 +123,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every network on its grid of m, and its expansion on one around 2.
-
-    Raises:
-        BadInput: fewer than two digits.
-    """
-    if config.examples < 2:
-        raise BadInput(f"examples: {config.examples}; give two or more")
+    """Every network on its grid of m, and its expansion on one around 2."""
     digits = mnist(config.examples, pool=4).train
     y = np.where(np.argmax(digits.y, axis=1) < 5, -1.0, 1.0)[:, None]
     data = {}

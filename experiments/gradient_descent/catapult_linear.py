@@ -65,6 +65,12 @@ class Config:
     steps: int = 1_000
     """Gradient steps."""
 
+    def __post_init__(self) -> None:
+        """Refuses ms that do not ascend, or without those that are claimed about."""
+        need = {BELOW, THROWN, 2 - STEP / 2, 2 + STEP / 2, 4 - STEP / 2, 4 + STEP / 2}
+        if not need <= {*self.ms} or [*self.ms] != sorted(self.ms):
+            raise BadInput(f"ms: {self.ms}; give them ascending, with {sorted(need)}")
+
 
 PRESETS = {"quick": Config(seeds=8, widths=(8, 128, 2048)), "paper": Config()}
 
@@ -98,14 +104,7 @@ def training(m: Array, seed: Array, width: int, *, linearised: bool = False) -> 
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Networks of every width, the widest linearised; the recursion from each start.
-
-    Raises:
-        BadInput: an m that the claims need is missing, or they do not ascend.
-    """
-    need = {BELOW, THROWN, 2 - STEP / 2, 2 + STEP / 2, 4 - STEP / 2, 4 + STEP / 2}
-    if not need <= {*config.ms} or [*config.ms] != sorted(config.ms):
-        raise BadInput(f"ms: {config.ms}; give them ascending, with {sorted(need)}")
+    """Networks of every width, the widest linearised; the recursion from each start."""
 
     def swept(name: str, widths: tuple[int, ...], linearised: bool) -> xr.Dataset:
         data = sweep(

@@ -37,6 +37,7 @@ from lab.experiment import main, seeds
 from lab.models import mlp
 from lab.plotting import STYLES, curve, key, panels
 from lab.tasks import Task, regression
+from lab.types import BadInput
 
 x64 = True
 COHEN = "Cohen et al. 2024, arXiv 2410.24206"
@@ -45,7 +46,7 @@ GAIN = 0.1  # variance of the initial weights times their fan-in
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the race."""
+    """Settings of the race; refuses other than two rates, ascending."""
 
     lrs: tuple[float, ...] = (0.05, 0.5)
     """Two learning rates; the smaller is the control, whose 2 / lr is not reached."""
@@ -66,6 +67,10 @@ class Config:
     examples: int = 200
     """Digits in the training set."""
 
+    def __post_init__(self) -> None:
+        if len(self.lrs) != 2 or self.lrs[0] >= self.lrs[1]:
+            raise BadInput(f"lrs: {self.lrs}; give two, ascending")
+
 
 PRESETS = {"quick": Config(seeds=8, steps=100), "paper": Config()}
 
@@ -76,11 +81,7 @@ def task(seed: Array, x: Array, y: Array, *, config: Config) -> Task:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """The way to the common start, and the race at both rates.
-
-    Raises:
-        BadInput: other than two rates, ascending.
-    """
+    """The way to the common start, and the race at both rates."""
     digits = mnist(config.examples, pool=4, classes=(3, 8, 4, 9)).train
     labels = np.asarray(digits.labels)
     y = 2.0 * np.stack([labels // 2, labels % 2], axis=1) - 1.0

@@ -73,6 +73,11 @@ class Config:
     krylov: int = 16
     """Hessian-vector products for each measurement of sharpness."""
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than two rates, or rates that do not ascend."""
+        if len(self.lrs) < 2 or [*self.lrs] != sorted({*self.lrs}):
+            raise BadInput(f"lrs: {self.lrs}; give two or more, ascending")
+
 
 PRESETS = {"quick": Config(lrs=(0.05, 0.2, 1.0), seeds=8, steps=2_000), "paper": Config()}
 DIVERGES = {"linearised": "loss"}
@@ -104,13 +109,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """The network at every rate; its linearisation at the smallest and the largest.
-
-    Raises:
-        BadInput: fewer than two rates, or rates that do not ascend.
-    """
-    if len(config.lrs) < 2 or [*config.lrs] != sorted({*config.lrs}):
-        raise BadInput(f"lrs: {config.lrs}; give two or more, ascending")
+    """The network at every rate; its linearisation at the smallest and the largest."""
     digits = mnist(config.examples, pool=config.pool).train
     engine = partial(
         sweep,

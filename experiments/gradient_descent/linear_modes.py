@@ -72,6 +72,11 @@ class Config:
     first_seed: int = 0
     """The first of them."""
 
+    def __post_init__(self) -> None:
+        """Refuses depths that do not ascend from 1."""
+        if [1, *self.depths[1:]] != sorted({*self.depths}) or len(self.depths) < 2:
+            raise BadInput(f"depths: {self.depths}; give two or more, ascending from 1")
+
 
 PRESETS = {"quick": Config(lr=1e-3, steps=40_000, every=20, seeds=6), "paper": Config()}
 
@@ -105,13 +110,7 @@ def training(seed: Array, scale: Array, depth: int, *, init: str, config: Config
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Balanced starts at every depth, and random ones; half-times, measured and predicted.
-
-    Raises:
-        BadInput: depths that do not ascend from 1.
-    """
-    if [1, *config.depths[1:]] != sorted({*config.depths}) or len(config.depths) < 2:
-        raise BadInput(f"depths: {config.depths}; give two or more, ascending from 1")
+    """Balanced starts at every depth, and random ones; half-times, measured and predicted."""
     process, modes = partial(training, config=config), ("mode",)
     balanced = sweep(
         partial(process, init="balanced"),

@@ -63,6 +63,13 @@ class Config:
     first_seed: int = 0
     """The start."""
 
+    def __post_init__(self) -> None:
+        """Refuses momenta that do not ascend from 0 below 1, or more than one start."""
+        if [0.0, *self.momenta[1:]] != sorted({*self.momenta}) or self.momenta[-1] >= 1:
+            raise BadInput(f"momenta: {self.momenta}; give them ascending from 0, below 1")
+        if self.seeds != 1:
+            raise BadInput(f"seeds: {self.seeds}; give 1, they all make the same")
+
 
 PRESETS = {"quick": Config(lr=1e-3, steps=10_000, every=5), "paper": Config()}
 
@@ -85,15 +92,7 @@ def training(seed: Array, momentum: Array, *, config: Config) -> Dynamics:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Growth on the plateau at every momentum: measured, by the root, and by friction alone.
-
-    Raises:
-        BadInput: momenta that do not ascend from 0 below 1, or more than one start.
-    """
-    if [0.0, *config.momenta[1:]] != sorted({*config.momenta}) or config.momenta[-1] >= 1:
-        raise BadInput(f"momenta: {config.momenta}; give them ascending from 0, below 1")
-    if config.seeds != 1:
-        raise BadInput(f"seeds: {config.seeds}; give 1, they all make the same")
+    """Growth on the plateau at every momentum: measured, by the root, and by friction alone."""
     data = sweep(
         partial(training, config=config),
         {"momentum": config.momenta, "seed": [config.first_seed]},

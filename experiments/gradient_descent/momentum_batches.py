@@ -80,6 +80,11 @@ class Config:
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
 
+    def __post_init__(self) -> None:
+        """Refuses sizes without a rate or that do not ascend, or fewer than two."""
+        if [*self.batches] != sorted({*self.batches} & {*RATES}) or len(self.batches) < 2:
+            raise BadInput(f"batches: {self.batches}; give two or more of {[*RATES]}, ascending")
+
 
 PRESETS = {
     "quick": Config(batches=(2, 32, 512), seeds=4, warmup=1_000, steps=6_000),
@@ -118,13 +123,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every batch size at its rate and a small share of it; the smallest at several shares.
-
-    Raises:
-        BadInput: sizes without a rate or that do not ascend, or fewer than two.
-    """
-    if [*config.batches] != sorted({*config.batches} & {*RATES}) or len(config.batches) < 2:
-        raise BadInput(f"batches: {config.batches}; give two or more of {[*RATES]}, ascending")
+    """Every batch size at its rate and a small share of it; the smallest at several shares."""
     digits = mnist(config.batches[-1], pool=2).train
 
     def swept(name: str, shares: tuple[float, ...], batches: tuple[int, ...]) -> xr.Dataset:

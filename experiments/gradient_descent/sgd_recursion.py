@@ -69,6 +69,11 @@ class Config:
     every: int = 1
     """Steps between two records."""
 
+    def __post_init__(self) -> None:
+        """Refuses fewer steps between start and the quarter of them than growth is read off."""
+        if self.steps < 4 * EARLY * self.every:
+            raise BadInput(f"steps: {self.steps}; give {4 * EARLY * self.every} or more")
+
 
 PRESETS = {"quick": Config(seeds=8), "paper": Config()}
 
@@ -103,13 +108,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """With noise at several batch sizes; without it around the critical rate.
-
-    Raises:
-        BadInput: fewer steps between start and the quarter of them than growth is read off.
-    """
-    if config.steps < 4 * EARLY * config.every:
-        raise BadInput(f"steps: {config.steps}; give {4 * EARLY * config.every} or more")
+    """With noise at several batch sizes; without it around the critical rate."""
     runs, h = config.runs, curvatures(config.inputs)
     drawn = range(config.first_seed * runs, (config.first_seed + config.seeds) * runs)
 

@@ -47,7 +47,7 @@ VIEWS = Augmentation(shift=1.5, rotation=0.3, stretch=0.1, elastic=0.5)
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the sweep."""
+    """Settings of the sweep; refuses one width, and too few or too many pairs."""
 
     widths: tuple[int, ...] = (64, 256, 1024)  # Hidden units, ascending.
     outputs: int = 5  # Embedding dimensions.
@@ -57,6 +57,12 @@ class Config:
     every: int = 2  # Steps between two records.
     seeds: int = 12  # How many first weights, each with its own digits and views.
     first_seed: int = 0  # The first of them.
+
+    def __post_init__(self) -> None:
+        if not 5 <= self.pairs <= 1_000:
+            raise BadInput(f"pairs: {self.pairs}; give 5 to 1000")
+        if len(self.widths) < 2 or list(self.widths) != sorted(set(self.widths)):
+            raise BadInput(f"widths: {self.widths}; give two or more, ascending")
 
 
 PRESETS = {"quick": Config(seeds=6, widths=(64, 512)), "paper": Config()}
@@ -93,11 +99,7 @@ def training(field: Array, seed: Array, few: Array, *, width: int, config: Confi
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every width in both parametrisations; each mode's rate. Refuses one width, too few pairs."""
-    if not 5 <= config.pairs <= 1_000:
-        raise BadInput(f"pairs: {config.pairs}; give 5 to 1000")
-    if len(config.widths) < 2 or list(config.widths) != sorted(set(config.widths)):
-        raise BadInput(f"widths: {config.widths}; give two or more, ascending")
+    """Every width in both parametrisations; each mode's rate."""
     x = mnist(1_000, pool=2).train.x
     known = several_views(jax.random.key(0), x, VIEWS, count=2, fill=x.min(0))
     chosen = [np.random.default_rng(s).permutation(1_000)[: config.pairs] for s in seeds(config)]

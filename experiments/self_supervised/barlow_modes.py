@@ -56,6 +56,15 @@ class Config:
     seeds: int = 32  # How many first weights.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses more outputs than gammas; gammas or scales in another order."""
+        if not 3 <= self.outputs <= len(self.gammas):
+            raise BadInput(f"outputs: {self.outputs}; give 3 to {len(self.gammas)}, one a gamma")
+        if list(self.gammas) != sorted({g for g in self.gammas if g > 0}, reverse=True):
+            raise BadInput(f"gammas: {self.gammas}; give them descending, above 0")
+        if self.scales[0] >= self.scales[1]:
+            raise BadInput(f"scales: {self.scales}; give two, ascending")
+
 
 PRESETS = {"quick": Config(seeds=12), "paper": Config()}
 
@@ -86,17 +95,7 @@ def training(scale: Array, off_diagonal: Array, seed: Array, *, config: Config) 
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Small and large starts, with and without the off-diagonal terms.
-
-    Raises:
-        BadInput: more outputs than gammas; gammas or scales in another order.
-    """
-    if not 3 <= config.outputs <= len(config.gammas):
-        raise BadInput(f"outputs: {config.outputs}; give 3 to {len(config.gammas)}, one a gamma")
-    if list(config.gammas) != sorted({g for g in config.gammas if g > 0}, reverse=True):
-        raise BadInput(f"gammas: {config.gammas}; give them descending, above 0")
-    if config.scales[0] >= config.scales[1]:
-        raise BadInput(f"scales: {config.scales}; give two, ascending")
+    """Small and large starts, with and without the off-diagonal terms."""
     flow = sweep(
         partial(training, config=config),
         {"scale": config.scales, "off_diagonal": [0.0, 1.0], "seed": seeds(config)},

@@ -63,6 +63,13 @@ class Config:
     seeds: int = 24  # How many first weights, each with its own batches.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses scales that are not four, ascending; fewer than three outputs."""
+        if len(self.scales) != 4 or list(self.scales) != sorted(set(self.scales)):
+            raise BadInput(f"scales: {self.scales}; give four, ascending")
+        if self.outputs < 3:
+            raise BadInput(f"outputs: {self.outputs}; give 3 or more")
+
 
 PRESETS = {"quick": Config(seeds=8), "paper": Config()}
 
@@ -106,15 +113,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every scale of the last layer; half-times and those of theory.
-
-    Raises:
-        BadInput: scales that are not four, ascending; fewer than three outputs.
-    """
-    if len(config.scales) != 4 or list(config.scales) != sorted(set(config.scales)):
-        raise BadInput(f"scales: {config.scales}; give four, ascending")
-    if config.outputs < 3:
-        raise BadInput(f"outputs: {config.outputs}; give 3 or more")
+    """Every scale of the last layer; half-times and those of theory."""
     train, test = mnist(1_000, pool=2, test=500)
     digits, fill = jnp.concatenate([train.x, test.x]), train.x.min(0)
     views = several_views(jax.random.key(0), digits, VIEWS, count=16, fill=fill)

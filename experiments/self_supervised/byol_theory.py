@@ -82,6 +82,18 @@ class Config:
     seeds: int = 32  # How many first weights.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses shares or starts that do not ascend, shares without 0.75, an odd dimension."""
+        for name, values in (("shares", self.shares), ("starts", self.starts)):
+            if list(values) != sorted(set(values)):
+                raise BadInput(f"{name}: {values}; give them ascending")
+        if AT not in self.shares:
+            raise BadInput(f"shares: {self.shares}; {AT} should be among them")
+        if self.dimension < 2 or self.dimension % 2:
+            raise BadInput(f"dimension: {self.dimension}; give an even number, 2 or more")
+        if self.noise < 0:
+            raise BadInput(f"noise: {self.noise} is negative; give a variance")
+
 
 PRESETS = {"quick": Config(seeds=16), "paper": Config()}
 
@@ -117,20 +129,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every case by weight decay, then SimSiam by start.
-
-    Raises:
-        BadInput: shares or starts that do not ascend, shares without 0.75, an odd dimension.
-    """
-    for name, values in (("shares", config.shares), ("starts", config.starts)):
-        if list(values) != sorted(set(values)):
-            raise BadInput(f"{name}: {values}; give them ascending")
-    if AT not in config.shares:
-        raise BadInput(f"shares: {config.shares}; {AT} should be among them")
-    if config.dimension < 2 or config.dimension % 2:
-        raise BadInput(f"dimension: {config.dimension}; give an even number, 2 or more")
-    if config.noise < 0:
-        raise BadInput(f"noise: {config.noise} is negative; give a variance")
+    """Every case by weight decay, then SimSiam by start."""
     critical, noise = theory.critical_decay(config.noise), jnp.float32(config.noise)
     grid = np.linspace(0.01, 0.9999, 200)
     low, high = map(float, theory.resting_points(AT * critical, config.noise))

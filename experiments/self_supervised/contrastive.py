@@ -62,6 +62,12 @@ class Config:
     seeds: int = 12  # How many weights, orders of batches, and views.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses temperatures that do not ascend, or without those that are claimed."""
+        given, needed = self.temperatures, {LOW, MIDDLE, HIGH}
+        if [*given] != sorted({*given} | needed) or given[0] < LOW or given[-1] > HIGH:
+            raise BadInput(f"temperatures: {given}; give them ascending, with {sorted(needed)}")
+
 
 PRESETS = {
     "quick": Config(temperatures=(0.05, 0.2, 0.5, 2.0), seeds=6, steps=400),
@@ -93,18 +99,11 @@ def learning(temperature: Array, seed: Array, x: Array, held: Array, *, config: 
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every temperature, and two far above.
-
-    Raises:
-        BadInput: temperatures that do not ascend, or without those that are claimed.
-    """
-    given, needed = config.temperatures, {LOW, MIDDLE, HIGH}
-    if [*given] != sorted({*given} | needed) or given[0] < LOW or given[-1] > HIGH:
-        raise BadInput(f"temperatures: {given}; give them ascending, with {sorted(needed)}")
+    """Every temperature, and two far above."""
     train, test = mnist(config.examples, pool=2, test=config.held)
     data = sweep(
         partial(learning, config=config),
-        {"temperature": [*given, *FLAT], "seed": seeds(config)},
+        {"temperature": [*config.temperatures, *FLAT], "seed": seeds(config)},
         shared={"x": train.x, "held": test.x},
         steps=config.steps,
         every=config.every,

@@ -75,6 +75,18 @@ class Config:
     seeds: int = 12  # How many labelled sets, splits, initial weights, batches and views.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses labels not ascending or too many, digits not by tens, steps not by fours."""
+        if [*self.labels] != sorted({*self.labels}) or not self.labels:
+            raise BadInput(f"labels: {self.labels}; give one number or more, ascending")
+        if not 1 <= self.labels[0] <= self.labels[-1] <= self.examples // 10:
+            raise BadInput(f"labels: {self.labels}; give 1 to {self.examples // 10} a class")
+        for name in ("examples", "validation", "tested"):
+            if (count := getattr(self, name)) % 10:
+                raise BadInput(f"{name}: {count}; give a multiple of 10")
+        if self.steps % 4:
+            raise BadInput(f"steps: {self.steps}; give a multiple of 4")
+
 
 PRESETS = {
     "quick": Config(labels=(1, 10), temperatures=(0.2,), lrs=(1e-3,), steps=800),
@@ -157,19 +169,7 @@ def supervised(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Pretraining with its probes, supervised training, and then the choices.
-
-    Raises:
-        BadInput: labels that do not ascend or are more than there are; digits no multiple of ten;
-            steps no multiple of four.
-    """
-    if [*config.labels] != sorted({*config.labels}) or not config.labels:
-        raise BadInput(f"labels: {config.labels}; give one number or more, ascending")
-    if not 1 <= config.labels[0] <= config.labels[-1] <= config.examples // 10:
-        raise BadInput(f"labels: {config.labels}; give 1 to {config.examples // 10} a class")
-    drawn(jnp.int32(0), config)  # refuses sizes that are no multiples of ten
-    if config.steps % 4:
-        raise BadInput(f"steps: {config.steps}; give a multiple of 4")
+    """Pretraining with its probes, supervised training, and then the choices."""
     train, others = mnist(config.examples, pool=2, test=config.validation + config.tested)
     shared = {
         "x": jnp.concatenate([train.x, others.x]),

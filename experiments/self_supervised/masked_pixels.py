@@ -45,7 +45,7 @@ TRAINED = ("on masks", "all visible", "another digit")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the sweep."""
+    """Settings of the sweep; refuses keeps not in order or (0, 1), and too many digits."""
 
     keeps: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)  # Probabilities that a pixel is visible.
     digits: int = 2_000  # Digits to learn from.
@@ -54,6 +54,13 @@ class Config:
     steps: int = 2_000  # Steps, over which the rate falls to 0 as a cosine.
     seeds: int = 8  # How many draws of digits, batches and masks.
     first_seed: int = 0  # The first of them.
+
+    def __post_init__(self) -> None:
+        given = self.keeps
+        if [*given] != sorted({*given} | {*CLAIMED}) or not 0 < given[0] <= given[-1] < 1:
+            raise BadInput(f"keeps: {given}; give them ascending within (0, 1), with {[*CLAIMED]}")
+        if not 2 <= self.digits <= 5_000:
+            raise BadInput(f"digits: {self.digits}; give 2 to 5000")
 
 
 PRESETS = {"quick": Config(seeds=4, steps=1_000), "paper": Config()}
@@ -96,13 +103,8 @@ def rebuilding(keep: Array, paired: Array, seed: Array, x: Array, *, config: Con
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Maps by visibility and by what they are trained on. Refuses keeps not in order or (0, 1)."""
-    given = config.keeps
-    if [*given] != sorted({*given} | {*CLAIMED}) or not 0 < given[0] <= given[-1] < 1:
-        raise BadInput(f"keeps: {given}; give them ascending within (0, 1), with {[*CLAIMED]}")
-    if not 2 <= config.digits <= 5_000:
-        raise BadInput(f"digits: {config.digits}; give 2 to 5000")
-    x, n, m = mnist(pool=4).train.x, config.seeds, len(given)
+    """Maps by visibility and by what they are trained on."""
+    x, given, n, m = mnist(pool=4).train.x, config.keeps, config.seeds, len(config.keeps)
     trained = [(q, 1.0) for q in given] + [(1.0, 1.0)] + [(q, 0.0) for q in given]
     data = sweep(
         partial(rebuilding, config=config),

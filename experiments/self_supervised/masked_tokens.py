@@ -51,7 +51,7 @@ EVIDENCE = ("marginal", "left", "right")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the sweep."""
+    """Settings of the sweep; refuses one state, and no share that is masked."""
 
     states: int = 8  # How many states a chain has: the vocabulary, to which the mask is added.
     layers: int = 2  # Blocks of the transformer.
@@ -64,6 +64,11 @@ class Config:
     held: int = 256  # Sequences held out, of the same chain, on which everything is measured.
     seeds: int = 12  # How many chains, each with weights and batches of its own.
     first_seed: int = 0  # The first of them.
+
+    def __post_init__(self) -> None:
+        if self.states < 2 or not 0 < self.hidden < 1:
+            given = f"{self.states}, hidden: {self.hidden}"
+            raise BadInput(f"states: {given}; give 2 or more, and a share within (0, 1)")
 
 
 PRESETS = {"quick": Config(seeds=6), "paper": Config()}
@@ -92,9 +97,6 @@ def filling(sees: Array, seed: Array, *, config: Config) -> Dynamics:
         edit = {scores.format(i + 1): blinded for i in range(config.layers)}
         return model.apply(params, shown, edit=edit)[..., :-1]
 
-    def loss(params: Params, batch: tuple[Array, Array]) -> Array:
-        return masked_prediction(logits(params, *batch), *batch)
-
     def observe(state: Descent, t: Array) -> dict[str, Array]:
         held = drawn(held_key, config.held)
         said = logits(state.params, *held)
@@ -116,7 +118,7 @@ def filling(sees: Array, seed: Array, *, config: Config) -> Dynamics:
 
     rate = optax.warmup_cosine_decay_schedule(0, config.lr, config.steps // 30 + 1, config.steps)
     return descent(
-        loss,
+        lambda params, batch: masked_prediction(logits(params, *batch), *batch),
         optax.adam(rate),
         init=lambda: model.init(init_key),
         observe=observe,
@@ -125,10 +127,7 @@ def filling(sees: Array, seed: Array, *, config: Config) -> Dynamics:
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Networks that see both sides, one and none; what is learned first. Refuses one state."""
-    if config.states < 2 or not 0 < config.hidden < 1:
-        given = f"{config.states}, hidden: {config.hidden}"
-        raise BadInput(f"states: {given}; give 2 or more, and a share within (0, 1)")
+    """Networks that see both sides, one and none; what is learned first."""
     data = sweep(
         partial(filling, config=config),
         {"sees": [0, 1, 2], "seed": seeds(config)},

@@ -7,16 +7,14 @@ Jing et al.: contrast collapses dimensions in which views vary more than digits,
 takes that upon itself. So with no views to agree on there is nothing to save (the control). They
 also find that stronger augmentation collapses more, which is claimed as they have it, and fails. A
 linear probe on 500 labels reads the layer (hidden or output), at the penalty, that validation
-chooses, for every method alike: trained encoders, the network at init (random), raw pixels. More
-than 200 lines because of a refusal. Expect effective ranks (without, with) of 62, 51 (none), 32, 41
-(usual), 39, 44 (strong); a probe 2 percent above random features, which are 4 above raw pixels, and
-no more with than without.
+chooses, for every method alike: trained encoders, the network at init (random), raw pixels.
+Expect effective ranks (without, with) of 62, 51 (none), 32, 41 (usual), 39, 44 (strong); a probe 2
+percent above random features, which are 4 above raw pixels, and no more with than without.
 
     python -m experiments projector          # quick: 45 seconds on two cores
     python -m experiments projector paper    # three busy minutes; writes figures/
 
-Sources: Jing et al. 2022, arXiv 2110.09348; Chen et al. 2020, arXiv 2002.05709.
-"""
+Sources: Jing et al. 2022, arXiv 2110.09348; Chen et al. 2020, arXiv 2002.05709."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +55,7 @@ JING = "Jing et al. 2022, arXiv 2110.09348"
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the sweep."""
+    """Settings of the sweep; fewer than ten labels are refused."""
 
     temperature: float = 0.2  # Of the loss.
     batch: int = 64  # Digits in a batch, each in two views.
@@ -68,6 +66,10 @@ class Config:
     steps: int = 600  # Minibatch steps.
     seeds: int = 12  # How many weights, orders of batches, views, and splits of the labelled.
     first_seed: int = 0  # The first of them.
+
+    def __post_init__(self) -> None:
+        if self.labels < 10:
+            raise BadInput(f"labels: {self.labels}; give 10 or more")
 
 
 PRESETS = {"quick": Config(seeds=10), "paper": Config()}
@@ -86,10 +88,8 @@ def learning(
     """Contrastive learning on the views of that index, with a projector or without."""
     own_key, split_key = jax.random.split(jax.random.key(seed))
     how = Augmentation(*(jnp.array(each)[views] for each in zip(*VIEWS.values(), strict=True)))
-    sizes: Any = {"size": config.batch, "temperature": config.temperature}
-    task = contrast(
-        ENCODER, HEAD, own_key, x, how=how, fill=x.min(0), projector=behind == 1, **sizes
-    )
+    sizes: Any = {"size": config.batch, "temperature": config.temperature, "fill": x.min(0)}
+    task = contrast(ENCODER, HEAD, own_key, x, how=how, projector=behind == 1, **sizes)
     order = jax.random.permutation(split_key, len(held))
     rows = jnp.split(order, (config.labels, 2 * config.labels))
 
@@ -106,9 +106,7 @@ def learning(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """All views, with and without projector; the probes' choices. Refuses no labels."""
-    if config.labels < 10:
-        raise BadInput(f"labels: {config.labels}; give 10 or more")
+    """All views, with and without projector; the probes' choices."""
     train, test = mnist(config.examples, pool=2, test=2 * config.labels + config.tested)
     data = sweep(
         partial(learning, config=config),
@@ -191,8 +189,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
         curve(right, pixels, label="raw pixels", **STYLES[2])
         theory_line(right, 0.0)
         for axes in (left, right):
-            axes.set(xlabel="views")
-            axes.set_xticks(range(len(VIEWS)), labels=[*VIEWS])
+            axes.set(xlabel="views", xticks=range(len(VIEWS)), xticklabels=[*VIEWS])
         left.set(ylabel="effective rank of the encoder", ylim=(0, None))
         right.set(ylabel="accuracy over random features")
         key(left, columns=3, title="projector")

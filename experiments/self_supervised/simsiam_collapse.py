@@ -100,6 +100,11 @@ class Config:
     seeds: int = 12  # How many first weights, each with its own batches and views.
     first_seed: int = 0  # The first of them.
 
+    def __post_init__(self) -> None:
+        """Refuses fewer than two views of a digit."""
+        if self.views < 2:
+            raise BadInput(f"views: {self.views}; give 2 or more")
+
 
 PRESETS = {"quick": Config(seeds=6, steps=400, every=40, hidden=64), "paper": Config()}
 
@@ -166,13 +171,7 @@ def training(
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Every objective, whole and without its parts.
-
-    Raises:
-        BadInput: fewer than two views of a digit.
-    """
-    if config.views < 2:
-        raise BadInput(f"views: {config.views}; give 2 or more")
+    """Every objective, whole and without its parts."""
     train, test = mnist(config.examples, pool=2, test=1_000)
     pool = several_views(jax.random.key(0), train.x, VIEWS, count=config.views, fill=train.x.min(0))
     numbers = {name: np.array(objective, np.float32) for name, objective in OBJECTIVES.items()}

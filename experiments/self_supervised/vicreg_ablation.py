@@ -59,7 +59,7 @@ WEIGHTS = {"all terms": ALL, **WITHOUT, **HALVED}
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the sweep."""
+    """Settings of the sweep; fewer than two views are refused."""
 
     examples: int = 2_000  # Digits to train on.
     views: int = 16  # Views of each digit, of which a step takes two; 2 or more.
@@ -72,6 +72,10 @@ class Config:
     every: int = 50  # Steps between two records.
     seeds: int = 8  # How many first weights, each with its own batches and views.
     first_seed: int = 0  # The first of them.
+
+    def __post_init__(self) -> None:
+        if self.views < 2:
+            raise BadInput(f"views: {self.views}; give 2 or more")
 
 
 PRESETS = {"quick": Config(seeds=6, steps=400, every=40, hidden=64), "paper": Config()}
@@ -101,16 +105,13 @@ def training(
         }
 
     decayed = optax.add_decayed_weights(config.weight_decay)
-    optimizer = optax.chain(decayed, optax.sgd(config.lr, momentum=0.9))
+    sgd = optax.chain(decayed, optax.sgd(config.lr, momentum=0.9))
     batch = partial(pairs, batch_key, views=pool, size=config.batch)
-    init = partial(model.init, init_key)
-    return descent(loss, optimizer, init=init, observe=observe, batch=batch)
+    return descent(loss, sgd, init=partial(model.init, init_key), observe=observe, batch=batch)
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """All terms, without each, and with each halved; refuses fewer than two views."""
-    if config.views < 2:
-        raise BadInput(f"views: {config.views}; give 2 or more")
+    """All terms, without each, and with each halved."""
     train, test = mnist(config.examples, pool=2, test=1_000)
     made = partial(several_views, how=VIEWS, fill=train.x.min(0))
     keys = jax.random.split(jax.random.key(0))
