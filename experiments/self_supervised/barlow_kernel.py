@@ -119,9 +119,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     rise = reached(networks.strength, 0.8) - reached(networks.strength, 0.2)
     spectra = networks[["tangent", "plain"]].isel(step_rare=0, drop=True)
     level = np.exp(np.log(spectra.tangent / spectra.plain).mean("mode"))
-    found = {"rate": 2 * math.log(4) / rise, "tangent": 8 * spectra.tangent}
-    found["plain"] = 8 * level * spectra.plain
-    return {"networks": xr.Dataset(found, attrs=networks.attrs)}
+    found = {"rate": 2 * math.log(4) / rise, "plain": 8 * level * spectra.plain}
+    return {"networks": xr.Dataset(found | {"tangent": 8 * spectra.tangent}, None, networks.attrs)}
 
 
 def expected(config: Config) -> dict[str, Expected]:
