@@ -6,7 +6,7 @@ many runs, or blocks of 25 runs, each a job of two worker processes. Seconds (co
 peak memory of the process that calls, and bytes on disk are to be a + b n: a is what it costs to
 start, b the price of one more. Each measurement is a process of its own that compiles for itself.
 
-    python -m experiments scale          # quick: to 15,000 runs, two minutes
+    python -m experiments scale          # quick: to 15,000 runs; took 4 minutes of a busy machine
     python -m experiments scale paper    # to a million runs; writes figures/
 
 Claimed is the growth of b: the price between the two largest numbers over that between the two
