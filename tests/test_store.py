@@ -472,7 +472,7 @@ def test_states_and_records_of_any_dtype_come_back_as_they_were(dtype, tmp_path)
 def test_a_state_of_many_leaves_comes_back_in_order(tmp_path, monkeypatch):
     state = [np.full((1, 2), i) for i in range(10_003)]
     store_module._write(tmp_path / "manifest.json", b"")
-    store = store_module.Store(tmp_path, Layout(1, 1, 1, 2), "", ["a"], {})
+    store = store_module.Store(tmp_path, Layout(1, 1, 1, 2), "", ["a"], {}, {})
     store.append(0, None, 2, {"x": np.ones((1, 2))}, state)
     np.testing.assert_array_equal(store.load(0).leaves, state)
 

@@ -7,8 +7,10 @@ import importlib
 import json
 import math
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments.engine import throughput
-from experiments.engine.peers import check, memory, problems, race, sections, turns
+from experiments.engine.peers import check, memory, problems, race, scaling, sections, turns
 from lab.experiment import main
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +48,17 @@ TOYS = {
             "jit(vmap(scan)) does not": (5.0, 5.0),
             "seconds are a + b n": (0.999, 1.001),
             "results rewritten each thousand runs": (2.0, 20.0),
+        },
+    ),
+    "scale": Toy(
+        "--runs 10 100 1000 --records 11 51 101 --blocks 4 16 64 --turns 3",
+        {
+            "seconds are a + b n in runs": (0.99, 1.01),
+            "peak memory is a + b n in records": (0.99, 1.01),
+            "disk is a + b n in blocks": (0.99, 1.01),
+            "results written anew: a further one of the runs": (5.0, 20.0),
+            "all versions kept (peak): a further one of the runs": (2.0, 20.0),
+            "all versions kept (disk): a further one of the blocks": (3.0, 5.0),
         },
     ),
     "throughput": Toy(
@@ -361,6 +374,19 @@ def supposed(form: str, runs: int, examples: int) -> memory.Cost:
     return memory.Cost(1 + runs / 100, 5e6 * runs if form == "vmap" else 5e8, runs**2 / 1e4)
 
 
+def supposed_scale(line: str, number: int, chunk: int, examples: int, runs: int) -> scaling.Cost:
+    """What it would cost, with a second and 100 kB to start; no two turns alike."""
+    noise = 1 + 1e-4 * random.Random(f"{line} {number} {time.perf_counter_ns()}").random()
+    square = number**2 / chunk
+    return scaling.Cost(
+        noise + number / 10,
+        1e5 + 1e4 * number * noise,
+        1e5 + 80 * number,
+        noise * square / 1e3,
+        1e3 * square,
+    )
+
+
 def test_every_experiment_has_a_toy():
     assert TOYS.keys() == MODULES.keys() and all(toy.holds for toy in TOYS.values())
 
@@ -376,6 +402,8 @@ def test_a_toy_keeps_what_it_claims_and_redraws_it(name, tmp_path, monkeypatch, 
         monkeypatch.setattr(turns, "Contender", Here)
     if name == "accelerator":
         monkeypatch.setattr(check, "Section", Within)
+    if name == "scale":
+        monkeypatch.setattr(experiment, "cost", supposed_scale)
     if name == "bounded_memory":
         monkeypatch.setattr(experiment, "cost", supposed)
     assert command(name, flags) in (0, 1)
@@ -410,6 +438,10 @@ def test_a_toy_keeps_what_it_claims_and_redraws_it(name, tmp_path, monkeypatch, 
     [
         ("bounded_memory", "--runs 4 8 16 --turns 1 --examples 10"),
         ("throughput", "--problems b --forms vmap --turns 3 --widths 1 2 --shrink 128"),
+        (
+            "scale",
+            "--runs 4 8 16 --records 2 3 5 --blocks 2 3 4 --of-runs 4 --turns 1 --examples 5",
+        ),
     ],
 )
 def test_what_is_timed_has_a_process_of_its_own(name, flags, tmp_path, monkeypatch, capsys):
@@ -526,6 +558,11 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("projector --labels 0", "labels: 0; give 10 or more"),
         ("barlow_kernel --pairs 2000", "pairs: 2000; give 5 to 1000"),
         ("barlow_modes --gammas 1 0.5 -0.1", "outputs: 5; give 3 to 3, one a gamma"),
+        (
+            "scale --blocks 8 4 2",
+            "blocks: (8, 4, 2); give three numbers or more, ascending from 2",
+        ),
+        ("scale --records 2 3 8", "records: 8; give one more than a divisor of 200"),
         ("throughput --turns 0", "turns: 0 is not a positive int"),
         ("bounded_memory --turns 0", "turns: 0 is not a positive int"),
         (

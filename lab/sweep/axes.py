@@ -105,11 +105,9 @@ def run_keys(axes: Sequence[Axis]) -> list[str]:
     >>> run_keys(parsed({"lr": [0.1], "seed": range(2)}))
     ['lr=0.1 seed=0', 'lr=0.1 seed=1']
     """
-    return [
-        run_name({n: labels.item(i) for axis, i in entry for n, labels in axis.labels.items()})
-        for index in itertools.product(*(range(len(axis)) for axis in axes))
-        for entry in [[*zip(axes, index, strict=True)]]
-    ]
+    columns = [[_texts(name, labels) for name, labels in axis.labels.items()] for axis in axes]
+    entries = [[*map(" ".join, zip(*column, strict=True))] for column in columns]
+    return [*map(" ".join, itertools.product(*entries))]
 
 
 def run_name(labels: Mapping[str, Any]) -> str:
@@ -119,6 +117,15 @@ def run_name(labels: Mapping[str, Any]) -> str:
     'lr=0.1 seed=0'
     """
     return " ".join(f"{name}={json.dumps(label)}" for name, label in labels.items())
+
+
+def _texts(name: str, labels: np.ndarray) -> list[str]:
+    """What stands for each label in the names of runs."""
+    if labels.dtype.kind in "biuf":  # at once: no number's text holds a comma
+        texts = json.dumps(labels.tolist())[1:-1].split(", ")
+    else:
+        texts = [*map(json.dumps, labels.tolist())]
+    return [f"{name}={text}" for text in texts]
 
 
 def grid_values(axes: Sequence[Axis]) -> dict[str, np.ndarray]:
@@ -145,25 +152,27 @@ def _axis(name: Any, values: Any) -> Axis:
     if hasattr(values, "__array__"):  # of jax, pandas or xarray
         values = _unmasked("axes", names[0], values)
     listed = _listed("axes", name, values)
-    rows = [row if isinstance(name, tuple) else (row,) for row in listed]
-    for row in rows:
-        if not _row(row) or len(row) != len(names) or not all(map(_scalar, row)):
-            raise BadInput(f"axes: {shown} has {row!r}; give {len(names)} plain numbers a point")
-    columns = {
-        n: _kept("axes", n, column)
-        for n, column in zip(names, zip(*rows, strict=True), strict=True)
-    }
+    single = not isinstance(name, tuple)
+    rows = listed if single and {*map(type, listed)} <= {bool, int, float} else None
+    if rows is None:
+        rows = [(row,) if single else row for row in listed]
+        for row in rows:
+            if not _row(row) or len(row) != len(names) or not all(map(_scalar, row)):
+                raise BadInput(
+                    f"axes: {shown} has {row!r}; give {len(names)} plain numbers a point"
+                )
+    given = [rows] if rows is listed and single else zip(*rows, strict=True)
+    columns = {n: _kept("axes", n, column) for n, column in zip(names, given, strict=True)}
     numbers = {n: _numbers(n, column) for n, column in columns.items()}
-    points = [*zip(*(column.tolist() for column in columns.values()), strict=True)]
+    points = _points(columns)
     if len(set(points)) < len(points):
         raise BadInput(f"axes: {shown} repeats a value: {_shortened(rows)}; give each once")
+    held = _points(numbers)
     seen: dict[Any, Any] = {}
-    for point, one in zip(
-        points, zip(*(n.tolist() for n in numbers.values()), strict=True), strict=True
-    ):
+    for point, one in zip(points, held, strict=True) if len({*held}) < len(held) else ():
         if one in seen:
             raise BadInput(
-                f"axes: {shown} holds {_bare(seen[one])} and {_bare(point)}, one number in "
+                f"axes: {shown} holds {seen[one]} and {point}, one number in "
                 f"{next(iter(numbers.values())).dtype}; give one, or enable x64"
             )
         seen[one] = point
@@ -338,8 +347,10 @@ def _unmasked(kind: str, name: str, values: Any) -> np.ndarray:
         raise BadInput(f"{kind}: {name!r} is a {kind_of}; give an array of numbers") from error
 
 
-def _bare(point: tuple[Any, ...]) -> Any:
-    return point[0] if len(point) == 1 else point
+def _points(columns: Mapping[str, np.ndarray]) -> list[Any]:
+    """Each point as a tuple; of one hyperparameter, as its value."""
+    values = [column.tolist() for column in columns.values()]
+    return values[0] if len(values) == 1 else [*zip(*values, strict=True)]
 
 
 def _shortened(values: Iterable[Any]) -> str:

@@ -50,6 +50,7 @@ class Book:
         store: where the records go, or None to keep them in memory.
         lease: in a worker, a file that is there as long as its coordinator is at work.
         programs: {device: what its layout was tried with}.
+        held: {dispatch: those of the runs asked for that it holds}.
     """
 
     def __init__(
@@ -74,11 +75,14 @@ class Book:
             self.table = table(process, cadence, len(names))
         else:
             self.points, self.rows = store.points, store.rows(names)
+        dispatches = self.rows // layout.runs
+        order = np.argsort(dispatches, kind="stable")
+        distinct, first = np.unique(dispatches[order], return_index=True)
+        self.held = dict(zip(distinct.tolist(), np.split(order, first)[1:], strict=True))
 
     def real_runs(self) -> dict[int, int]:
         """{dispatch: how many of the runs asked for it holds}; its other slots are padding."""
-        dispatches, runs = np.unique(self.rows // self.layout.runs, return_counts=True)
-        return dict(zip(dispatches.tolist(), runs.tolist(), strict=True))
+        return {dispatch: len(runs) for dispatch, runs in self.held.items()}
 
     def point(self, dispatch: int) -> dict[str, np.ndarray]:
         """{hyperparameter: its value in each run of a dispatch}."""
@@ -87,7 +91,7 @@ class Book:
 
     def reached(self, dispatch: int) -> int:
         """The step that a dispatch has been taken to, or BEFORE."""
-        return self.store.reached(dispatch) if self.store else BEFORE
+        return self.store.reached(dispatch, self.cadence.steps) if self.store else BEFORE
 
     def load(self, dispatch: int) -> Saved | None:
         """A dispatch as it was saved, or None."""
@@ -141,7 +145,7 @@ class Book:
 
     def _slots(self, dispatch: int) -> tuple[np.ndarray, np.ndarray]:
         """The runs asked for in a dispatch, and their slots in it."""
-        runs = np.flatnonzero(self.rows // self.layout.runs == dispatch)
+        runs = self.held[dispatch]
         return runs, self.rows[runs] % self.layout.runs
 
     def _refuse_short(self, dispatch: int, before: int, step: int, records: Records) -> None:

@@ -217,9 +217,10 @@ def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
     found = [(one, store) for one, store in zip(placed, stores, strict=True) if store]
     finished = len(found) == len(placed)
     for (part, process, _, _), store in found:
-        finished &= {*part.names} <= {*store.names}
-        for dispatch in store.dispatches(part.names):
-            if store.reached(dispatch) < part.cadence.steps:
+        names = part.names
+        finished &= bool((store.found(names) >= 0).all())
+        for dispatch in store.dispatches(names):
+            if store.reached(dispatch, part.cadence.steps) < part.cadence.steps:
                 finished = False
                 _refuse_more_steps(store, dispatch, process)
     if not finished:  # else all is read once, and nothing written

@@ -18,15 +18,19 @@ state names the manifest and the runs that it belongs to.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
+import struct
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import jax.numpy as jnp
@@ -39,6 +43,9 @@ from lab.types import BadInput
 
 Records = Mapping[str, np.ndarray]
 """{name: values}, with leading axes (run of the dispatch, record)."""
+
+_SIZES = struct.Struct("<HH")
+"""Of a zip member's name and extra field, in its own header."""
 
 AGAIN = "remove it and call again, or give another store"
 
@@ -67,6 +74,7 @@ class Store(NamedTuple):
         origin: a digest of the manifest.
         names: the name of each row's run, empty where the row is padding.
         points: {hyperparameter: values by row}.
+        seen: {dispatch: the step that it was last found at}, which only grows.
     """
 
     path: Path
@@ -74,29 +82,43 @@ class Store(NamedTuple):
     origin: str
     names: list[str]
     points: dict[str, np.ndarray]
+    seen: dict[int, int]
+
+    def found(self, names: Sequence[str]) -> np.ndarray:
+        """The row of each run, -1 where the store does not have it."""
+        if self.names[: len(names)] == [*names]:  # the same call again
+            return np.arange(len(names))
+        row = {name: i for i, name in enumerate(self.names)}
+        return np.array([row.get(name, -1) for name in names], int)
 
     def rows(self, names: Sequence[str]) -> np.ndarray:
-        """The row of each run."""
-        row = {name: i for i, name in enumerate(self.names)}
-        for name in names:
-            if name not in row:
-                raise BadInput(f"store: {self.path} has no run {name}; sweep it first")
-        return np.array([row[name] for name in names], int)
+        """The row of each run, all of which must be there."""
+        rows = self.found(names)
+        for i in np.flatnonzero(rows < 0).tolist():
+            raise BadInput(f"store: {self.path} has no run {names[i]}; sweep it first")
+        return rows
 
     def dispatches(self, names: Sequence[str]) -> list[int]:
         """The dispatches that hold those of the runs that the store knows."""
-        known = {*self.names}
-        rows = self.rows([name for name in names if name in known])
-        return np.unique(rows // self.layout.runs).tolist()
+        rows = self.found(names)
+        return np.unique(rows[rows >= 0] // self.layout.runs).tolist()
 
-    def reached(self, dispatch: int) -> int:
-        """The step that a dispatch is saved at, or BEFORE. Read often: not checked."""
+    def reached(self, dispatch: int, enough: float = math.inf) -> int:
+        """The step that a dispatch is saved at, or BEFORE. Read often: not checked.
+
+        Args:
+            dispatch: its number.
+            enough: where it was found at this step or beyond, it is not looked at again.
+        """
+        if self.seen.get(dispatch, BEFORE) >= enough:
+            return self.seen[dispatch]
         file = self._state(dispatch)
         with _reading(file):
             if not file.exists():
                 return BEFORE
             with file.open("rb") as opened, np.load(opened) as held:
-                return int(held["step"])
+                self.seen[dispatch] = int(held["step"])
+        return self.seen[dispatch]
 
     def load(self, dispatch: int) -> Saved | None:
         """The dispatch as last saved, or None if it has not been started.
@@ -104,6 +126,16 @@ class Store(NamedTuple):
         Raises:
             BadInput: its file is damaged, or is of other runs or another store.
         """
+        held = self._held(dispatch)
+        if held is None:
+            return None
+        count = sum(name.startswith("leaf") for name in held)
+        leaves = [held[f"leaf{i:04d}"].copy() for i in range(count)]
+        leaves = [a.view(jnp.dtype(str(n))) for a, n in zip(leaves, held["dtypes"], strict=True)]
+        return Saved(int(held["step"]), leaves, _last(held))
+
+    def _held(self, dispatch: int) -> dict[str, np.ndarray] | None:
+        """What a dispatch's state file holds, checked, or None."""
         file = self._state(dispatch)
         with _reading(file):
             held = _unsealed(file.read_bytes()) if file.exists() else None
@@ -111,11 +143,8 @@ class Store(NamedTuple):
             return None
         if str(held["belongs"]) != self._belongs(dispatch):
             raise BadInput(f"store: {file} belongs to other runs or another store; {AGAIN}")
-        count = sum(name.startswith("leaf") for name in held)
-        leaves = [held[f"leaf{i:04d}"] for i in range(count)]
-        leaves = [a.view(jnp.dtype(str(n))) for a, n in zip(leaves, held["dtypes"], strict=True)]
-        step = int(held["step"])
-        return Saved(step, leaves, Last(step, str(held["last"])))
+        self.seen[dispatch] = int(held["step"])
+        return held
 
     def append(
         self, dispatch: int, last: Last | None, step: int, records: Records, leaves: Sequence[Any]
@@ -143,6 +172,7 @@ class Store(NamedTuple):
             head = {"step": step, "last": last.digest, "belongs": self._belongs(dispatch)}
             head["dtypes"] = np.array([leaf.dtype.name for leaf in leaves], str)  # as of bfloat16
             _write(self._state(dispatch), _sealed({**head, **state}))
+        self.seen[dispatch] = step
         return last
 
     def segments(self, dispatch: int) -> Iterator[tuple[int, int, Records]]:
@@ -151,8 +181,8 @@ class Store(NamedTuple):
         Raises:
             BadInput: a file is missing, damaged, or not the one that was committed.
         """
-        saved = self.load(dispatch)
-        last = saved and saved.last
+        held = self._held(dispatch)
+        last = _last(held) if held else None
         while last:
             records, before = self._segment(dispatch, last)
             yield before.step if before else BEFORE, last.step, records
@@ -180,7 +210,7 @@ class Store(NamedTuple):
             return [f for f, t in ends.items() if t > reached or (t % length and t < reached)]
 
         try:
-            if not left(self.reached(dispatch)):
+            if not left(self.reached(dispatch, BEFORE + 1)):
                 return []
             saved = self.load(dispatch)  # nothing is removed at the word of a damaged state
         except BadInput:
@@ -231,11 +261,11 @@ def stored(path: Path) -> Store | None:
         if not runs.exists():
             if any(path.glob("states/*")):
                 raise BadInput(f"store: {path} has states but no runs.npz; {AGAIN}")
-            return Store(path, layout, held["digest"], [], {})
+            return Store(path, layout, held["digest"], [], {}, {})
         arrays = _unsealed(runs.read_bytes())
     names = arrays.pop("names").tobytes().decode().split("\n")
-    points = {name.removeprefix("of/"): values for name, values in arrays.items()}
-    return Store(path, layout, held["digest"], names, points)
+    points = {name.removeprefix("of/"): values.copy() for name, values in arrays.items()}
+    return Store(path, layout, held["digest"], names, points, {})
 
 
 def agreed(
@@ -290,8 +320,7 @@ def opened(
             _write(path / "manifest.json", json.dumps(manifest, indent=1).encode())
         store = stored(path)
         assert store is not None
-    known = {*store.names}
-    new = [i for i, name in enumerate(names) if name not in known]
+    new = np.flatnonzero(store.found(names) < 0).tolist()
     return _extended(store, new, names, points) if new else store
 
 
@@ -369,20 +398,22 @@ def _refuse_other_points(
     store: Store, names: Sequence[str], points: Mapping[str, np.ndarray]
 ) -> None:
     """Raise if a run's label now stands for another value, as of an edited mask."""
-    row = {name: i for i, name in enumerate(store.names)}
-    asked = [i for i, name in enumerate(names) if name in row]
-    rows = [row[names[i]] for i in asked]
-    for name, values in points.items() if asked else ():
-        old, now = store.points[name][rows], values[asked]
-        same = old.shape == now.shape and [
-            a.tobytes() == b.tobytes() for a, b in zip(old, now, strict=True)
-        ]
+    rows = store.found(names)
+    asked = np.flatnonzero(rows >= 0)
+    for name, values in points.items() if len(asked) else ():
+        old, now = store.points[name][rows[asked]], values[asked]
+        same = (_bytes(old) == _bytes(now)).all(1) if old.shape == now.shape else False
         if not np.all(same):
             run = names[asked[int(np.argmin(same))]]
             raise BadInput(
                 f"store: {store.path}: {name!r} has other values in the run {run}; "
                 "give another store, or remove this one"
             )
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """The bytes of each entry: NaN is NaN, and -0 is not 0."""
+    return _flat(values).reshape(len(values), values[0].nbytes)
 
 
 def _refuse_layout(path: Path, held: Layout, asked: Layout) -> None:
@@ -460,10 +491,19 @@ def _storable(array: np.ndarray) -> np.ndarray:
 def _seal(arrays: Mapping[str, np.ndarray]) -> str:
     items = sorted(arrays.items())
     form = [[name, a.dtype.kind, a.dtype.itemsize, a.shape] for name, a in items]
-    return _digest(json.dumps(form).encode(), *(a.tobytes() for _, a in items))
+    return _digest(json.dumps(form).encode(), *(_flat(a).data for _, a in items))
 
 
-def _digest(*contents: bytes) -> str:
+def _last(held: Mapping[str, np.ndarray]) -> Last:
+    return Last(int(held["step"]), str(held["last"]))
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """Its bytes in C's order, not copied if they lie so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _digest(*contents: bytes | memoryview) -> str:
     total = hashlib.sha256()
     for content in contents:
         total.update(content)
@@ -477,8 +517,38 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content)) as held:
-        return dict(held)
+    """The arrays of a file of NumPy's, as views of its content; `np.load` copies each twice.
+
+    The zip's own checksums are not looked at: whoever calls compares a digest.
+
+    Raises:
+        ValueError: it is compressed, of another byte order, or damaged.
+    """
+    held = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as members:
+        for member in members.infolist():
+            start = member.header_offset
+            start += 30 + sum(_SIZES.unpack_from(content, start + 26))
+            data = start + 10 + int.from_bytes(content[start + 8 : start + 10], "little")
+            if member.compress_type:
+                raise ValueError("no file of a store's")
+            shape, columns, dtype = _form(content[start + 6 : data])
+            if dtype.hasobject or not dtype.isnative:
+                raise ValueError("no file of a store's")
+            order: Literal["F", "C"] = "F" if columns else "C"
+            array = np.ndarray(shape, dtype, content, data, order=order)
+            if data + array.nbytes != start + member.file_size:
+                raise ValueError("damaged")
+            held[member.filename.removesuffix(".npy")] = array
+    return held
+
+
+@functools.lru_cache(4096)
+def _form(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype, by an array's header."""
+    if header[:2] != b"\1\0":
+        raise ValueError("another version of NumPy's format")
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header[2:]))
 
 
 def _write(path: Path, content: bytes) -> None:
