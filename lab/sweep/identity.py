@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lab.sweep.layout import OPTIONS, cores
+from lab.sweep.layout import cores, options
 from lab.sweep.precision import matmul_precision
 from lab.sweep.trace import Process, plain
 from lab.types import BadInput
@@ -66,12 +66,12 @@ def identity(
     device = jax.devices()[0]
     processor: dict[str, Any] = {"processor": _processor(), "threads": cores() if LATE else 1}
     if device.platform != "cpu":
-        runtime, options = device.client.platform_version, OPTIONS.get(device.platform)
-        processor = {"processor": device.device_kind, "runtime": runtime, "options": options}
+        runtime = device.client.platform_version
+        processor = {"processor": device.device_kind, "runtime": runtime}
     return {
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "scipy")},
         "machine": {"platform": device.platform, **processor, **_environment()},
-        "settings": _settings(),
+        "settings": {**_settings(), "options": options(device.platform)},
         "config": dict(config),
         "arrays": {name: _hash(plain(array).tobytes()) for name, array in shared.items()},
         "computation": {name: f.digest() for name, f in process.functions.items()},

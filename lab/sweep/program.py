@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from lab.sweep.cadence import Segment
-from lab.sweep.layout import Layout
+from lab.sweep.layout import Layout, options
 from lab.sweep.trace import Function, Process
 
 
@@ -147,7 +147,8 @@ def _over_runs(
         joined = lax.map(block, split)
         return jax.tree.map(lambda a: a.reshape(blocks * width, *a.shape[2:]), joined)
 
-    return jax.jit(dispatch, donate_argnums=donate)
+    chosen = options(jax.default_backend())
+    return jax.jit(dispatch, donate_argnums=donate, compiler_options=chosen)
 
 
 def _apart(wanted: Any, function: Function, *arguments: Any) -> Any:

@@ -203,7 +203,8 @@ def _function(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any
         jaxpr, returns = jax.make_jaxpr(function, return_shape=True)(point, *rest)
     except NEEDS_VALUE as error:
         raise BadInput(_blame(function, point, *rest)) from error
-    return Function(linalg.one_by_one(jaxpr) if linalg.hangs() else jaxpr, returns)
+    shared = range(len(first := jax.tree.leaves(point)), len(first) + len(jax.tree.leaves(rest[0])))
+    return Function(linalg.suited(jaxpr, shared), returns)
 
 
 def _blame(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> str:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from lab.sweep.cadence import BEFORE, Cadence
-from lab.sweep.layout import OPTIONS, UNROLL, Layout, cores
+from lab.sweep.layout import UNROLL, Layout, cores, options
 from lab.sweep.parts import Part
 from lab.sweep.program import Program
 from lab.sweep.trace import Process
@@ -135,14 +135,13 @@ def compiled(
             return compiled(part, process, layout, device, pool)
     assert layout.segment
     width, where = layout.runs, SingleDeviceSharding(device)
-    options = OPTIONS.get(device.platform)
 
     def like(leaf: Any, *lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=where)
 
     def soon(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
         lowered = jax.jit(function, donate_argnums=donate, keep_unused=True).lower(*arguments)
-        return pool.submit(lowered.compile, options)
+        return pool.submit(lowered.compile, options(device.platform))
 
     points = jax.tree.map(lambda leaf: like(leaf, width), part.one)
     everywhere = jax.tree.map(like, dict(part.shared))
