@@ -36,6 +36,9 @@ DECOMPOSITIONS = {
 
 PRODUCTS = {"dot_general"}
 
+REMAT = {"checkpoint", "remat", "remat2"}
+"""Names that `jax.checkpoint` had and has."""
+
 MENDED = (0, 11)
 """The first jaxlib not seen to hang."""
 
@@ -78,7 +81,7 @@ def upright(closed: ClosedJaxpr, fixed: Collection[int] = ()) -> ClosedJaxpr:
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((500, 64))
-    >>> jaxpr = upright(jax.make_jaxpr(lambda x: x.T @ x)(x))
+    >>> jaxpr = upright(jax.make_jaxpr(lambda x: jnp.einsum("ki,kj->ij", x, x))(x))
     >>> "(([1], [0]), ([], []))" in str(jaxpr)
     True
     """
@@ -152,7 +155,7 @@ def _applied(
             else _alone(eqn)(*inputs)
         )
     inside = set().union(*(primitives(inner) for inner in _within(params.values())))
-    if not inside & {*wanted} or (name == "checkpoint" and not inside & DECOMPOSITIONS):
+    if not inside & {*wanted} or (name in REMAT and not inside & DECOMPOSITIONS):
         return _alike(eqn, inputs, parent)  # what is computed anew to save memory stays so
     if name == "custom_linear_solve":  # differentiated already: what is left is to solve
         counts, jaxprs = params["const_lengths"], params["jaxprs"]
