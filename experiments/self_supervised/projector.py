@@ -136,7 +136,7 @@ def expected(config: Config) -> dict[str, Expected]:
         views: by(
             f"under {views} views the encoder keeps more dimensions behind a projector",
             above(1.05, why="by a twentieth at least"),
-            Control("not where there are no views to agree on", below(1.05, why="as above")),
+            Control("it does not with no views to agree on", below(1.05, why="as above")),
             source=JING,
             estimator="effective rank of the encoder's output, with projector over without",
             scale="log",
