@@ -46,7 +46,7 @@ class Config:
 
     runs: tuple[int, ...] = (1_000, 10_000, 50_000, 100_000)
     """Sizes of the sweep, ascending; of the last three time is claimed about."""
-    turns: int = 5
+    turns: int = 3
     """How often each is measured, forms in turn."""
     examples: int = 20
     """Digits in the training set."""
