@@ -7,7 +7,7 @@ through both sides. Collapse shows in the spread of outputs of unit length: 1 ev
 sphere, 0 at one point. Other measures do not depend on how large differences are; how blind they
 are is judged by the missing part that they see best.
 
-    python -m experiments simsiam_collapse          # quick: 15 s on two cores
+    python -m experiments simsiam_collapse          # quick: half a minute on two cores
     python -m experiments simsiam_collapse paper    # three minutes; writes figures/
 
 Expect spreads of 0.94 to 0.97; without a part 0.14 (SimSiam), 0.15 and 0.27 (BYOL at 0.9 and 0.99,
@@ -106,7 +106,7 @@ class Config:
             raise BadInput(f"views: {self.views}; give 2 or more")
 
 
-PRESETS = {"quick": Config(seeds=6, steps=400, every=40, hidden=64), "paper": Config()}
+PRESETS = {"quick": Config(seeds=6, hidden=64), "paper": Config()}
 
 
 def direct_predictor(rows: Array) -> Array:
