@@ -31,8 +31,8 @@ Where the time goes, by `jax.profiler`, as shares of a step. (c): 81% in five la
 to 240 of 245 GFLOP/s a core, 5% in turning a gradient, 8% in tanh: no more is to be had from
 products. (a): three quarters in products; the rest is tanh and copies. (d): a quarter in products
 of 9 and 8 columns, which are bound by memory, an eighth in gathering shifted images, the rest in
-other products, pooling, ReLU and their gradients. (e): about a third in products, a tenth in softmax's
-gradient, the largest kernel; the others are some sixty kernels of 5 to 70 us. What
+other products, pooling, ReLU and their gradients. (e): about a third in products, a tenth in
+softmax's gradient, the largest kernel; the others are some sixty kernels of 5 to 70 us. What
 helped: gradients by weights as products that YNNPACK takes (`lab.sweep.linalg`), 1.05 (c), 1.1 (a),
 1.3 (e); XLA's optimisation level 1 instead of 3, 1.1 (d, e) and 1.2 (b), at half of the compilation
 time. Left out: YNNPACK off (0.6 on e, 0.9 on d), other widths (1.02 at best).
