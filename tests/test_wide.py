@@ -61,13 +61,6 @@ def test_cadence_segment_and_length_change_no_bit_of_a_wide_block(other, at_once
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("unroll", [1, 5])
-def test_unrolling_changes_no_bit(unroll, at_once, monkeypatch):
-    monkeypatch.setattr(wide, "UNROLL", unroll)
-    data = sweep(minibatch, AXES, **SMALL, layout=WIDE)
-    np.testing.assert_array_equal(data.loss, at_once.loss)
-
-
 def test_slots_and_nan_neighbours_change_no_bit_of_a_wide_block():
     given = {"layout": {"backend": "wide", "width": 4}, **SMALL}
     seeds = {"seed": range(4)}

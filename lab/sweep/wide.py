@@ -7,6 +7,7 @@ compiled, and the host calls one after another without waiting. The same compile
 is recorded, so the bits are the same.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from lab.sweep.cadence import BEFORE, Cadence
-from lab.sweep.layout import UNROLL, Layout, cores, options
+from lab.sweep.layout import Layout, cores, options
 from lab.sweep.parts import Part
 from lab.sweep.program import Program
 from lab.sweep.trace import Process
@@ -67,7 +68,7 @@ class Wide(NamedTuple):
     Attributes:
         start: start(point, shared) -> state.
         legs: {leg: leap(state, t, gap, point, shared) -> (state, t, {stream: records})}, the
-            records with leading axes (halt, run); takes `state` and `t` for itself.
+            records with leading axes (halt, run); takes `state` for itself.
         capacity: {stream: the most records that a segment holds}.
         nothing: {stream: {name: no record}}.
     """
@@ -86,11 +87,13 @@ class Wide(NamedTuple):
     ) -> Any:
         """Enqueue a segment; its records are on their way to the host when this returns."""
         (where,) = {x.device for x in jax.tree.leaves((state, point))}
-        t = jax.device_put(times[0], where)
-        stacks = {s: {n: [none] for n, none in like.items()} for s, like in self.nothing.items()}
+        t, taken = _scalar(int(times[0]), where), []
         for leg, gap in self._cut(times[: halts + 1], slots):
             leap = self.legs[leg].result()
-            state, t, records = leap(state, t, jax.device_put(np.int32(gap), where), point, shared)
+            state, t, records = leap(state, t, _scalar(gap, where), point, shared)
+            taken.append(records)
+        stacks = {s: {n: [none] for n, none in like.items()} for s, like in self.nothing.items()}
+        for records in taken:
             for stream, record in records.items():
                 for name, array in record.items():
                     array.copy_to_host_async()
@@ -151,7 +154,7 @@ def compiled(
     return Wide(
         soon(init, points, everywhere),
         {
-            leg: soon(_leap(process, leg, width), state, t, t, points, everywhere, donate=(0, 1))
+            leg: soon(_leap(process, leg, width), state, t, t, points, everywhere, donate=(0,))
             for leg in needed(part.cadence, layout.segment)
         },
         part.cadence.capacity(layout.segment),
@@ -170,19 +173,15 @@ def _leap(process: Process, leg: Leg, width: int) -> Callable[..., Any]:
 
     step = over_runs(process.step.__call__)
     streams = {stream: over_runs(process.streams[stream].__call__) for stream in leg.streams}
-    many = UNROLL if leg.gap and leg.gap % UNROLL == 0 and leg.gap > UNROLL else 1
 
     def leap(state: Any, t: Any, gap: Any, point: Any, shared: Any) -> Any:
         def trip(_: Any, carry: Any) -> Any:
-            for _ in range(many):
-                state, t = carry
-                carry = step(point, shared, state, t), t + 1
-                carry = lax.optimization_barrier(carry) if many > 1 else carry
-            return carry
+            state, t = carry
+            return step(point, shared, state, t), t + 1
 
         def halt(state: Any, t: Any) -> Any:
             if leg.gap != 0:
-                trips = gap if leg.gap is None else leg.gap // many
+                trips = gap if leg.gap is None else leg.gap
                 state, t = lax.fori_loop(0, trips, trip, (state, t))
             return state, t, {name: f(point, shared, state, t) for name, f in streams.items()}
 
@@ -204,6 +203,12 @@ def _leap(process: Process, leg: Leg, width: int) -> Callable[..., Any]:
         return state, t, jax.tree.map(lambda a, one: jnp.append(a[1:], one[None], 0), stack, last)
 
     return leap
+
+
+@functools.lru_cache(1024)
+def _scalar(value: int, device: jax.Device) -> jax.Array:
+    """A number on a device, which it is sent to once: that takes half as long as a small step."""
+    return jax.device_put(np.int32(value), device)
 
 
 def _bytes(program: Future[Any]) -> float:

@@ -8,7 +8,7 @@ on the host; programs compile side by side before any is timed.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,15 @@ import numpy as np
 
 from experiments.engine.peers.jax_forms import engine, part, trajectory
 from experiments.engine.peers.problems import EVERY, INSPECT_EVERY, Problem, problems
-from lab.sweep.layout import Layout, cores, devices
+from lab.sweep.layout import Layout, cores, devices, options
 
 Row = dict[str, Any]
 Run = Callable[[], Any]
+Options: TypeAlias = dict[str, Any] | None
 
-STEPS = {"a": 200, "b": 600, "c": 50, "d": 200, "f": 200}
-"""Of a run when fewer than 4,096 are timed; others take 100."""
+STEPS, FEW = {"a": 100, "b": 600, "c": 30, "f": 100}, 20
+"""Of a run when fewer than 4,096 are timed; others take 50; and `FEW` of more runs, or one stretch
+between two measurements of sharpness."""
 
 COMPILING = 60
 """Seconds after which `torch.compile` is given no further sweep."""
@@ -36,8 +38,8 @@ ALONE = 4
 
 def steps_of(letter: str, runs: int, most: int) -> int:
     """How many steps are timed: more where they are short; multiples of what is recorded."""
-    long = STEPS.get(letter, 100) if runs < 4096 else INSPECT_EVERY
-    return min(long, most)
+    few = INSPECT_EVERY if problems()[letter].sharpness else FEW
+    return min(STEPS.get(letter, 50) if runs < 4096 else few, most)
 
 
 def in_jax(
@@ -57,7 +59,7 @@ def in_jax(
     processes = {letter: part.process() for letter, part in parts.items()}
     end, spent = float("inf"), 0.0
     for i, group in enumerate(groups):
-        if time.perf_counter() + 1.2 * spent > end:
+        if time.perf_counter() + spent * len(group) > end:
             yield {"note": f"no time for {', '.join(map(str, group))} runs"}
             continue
         begun = time.perf_counter()
@@ -66,7 +68,9 @@ def in_jax(
             for runs in group:
                 for letter in letters:
                     steps = steps_of(letter, runs, most)
-                    forms = _forms(letter, processes[letter], runs, steps, alone=i == 0)
+                    forms = _forms(
+                        letter, processes[letter], runs, steps, alone=runs == groups[0][0]
+                    )
                     ready += [(letter, runs, steps, n, pool.submit(f)) for n, f in forms.items()]
             for *_, made in ready:
                 made.exception()  # waits
@@ -80,7 +84,7 @@ def in_jax(
                 yield {"note": f"no time for ({key[0]}) at {key[1]} runs"}
                 continue
             yield from _turns(*key, {n: f for *k, n, f in ready if tuple(k) == key}, turns)
-        spent += time.perf_counter() - begun
+        spent = (spent + time.perf_counter() - begun) / len(group)
 
 
 def _turns(
@@ -126,25 +130,27 @@ def _forms(
     found = {
         "sweep": lambda: engine(part(problem, runs, steps), process, Layout(devices=1))[1],
         "vmap": lambda: stacked(problem, runs, steps),
+        "alike": lambda: stacked(problem, runs, steps, options(jax.default_backend())),
     }
     return found | ({"scan": lambda: solo(problem, steps)} if alone else {})
 
 
-def stacked(problem: Problem, runs: int, steps: int) -> Run:
-    """`jit(vmap(scan))`, compiled with JAX's defaults but for exact products."""
+def stacked(problem: Problem, runs: int, steps: int, chosen: Options = None) -> Run:
+    """`jit(vmap(scan))`, compiled with JAX's defaults, or other options, but for exact products."""
     over_runs = jax.jit(jax.vmap(trajectory(problem, steps), in_axes=(0, None, None)))
-    return _compiled(problem, over_runs, [jnp.arange(runs)])
+    return _compiled(problem, over_runs, [jnp.arange(runs)], chosen)
 
 
 def solo(problem: Problem, steps: int) -> Run:
     """`jit(scan)`, run after run."""
-    return _compiled(problem, jax.jit(trajectory(problem, steps)), [*map(jnp.int32, range(ALONE))])
+    seeds = [*map(jnp.int32, range(ALONE))]
+    return _compiled(problem, jax.jit(trajectory(problem, steps)), seeds, None)
 
 
-def _compiled(problem: Problem, function: Any, seeds: Sequence[Any]) -> Run:
+def _compiled(problem: Problem, function: Any, seeds: Sequence[Any], chosen: Options) -> Run:
     examples = jax.device_put([*problem.examples.values()], devices(1)[0])
     with jax.default_matmul_precision("highest"):
-        made = function.lower(seeds[0], *examples).compile()
+        made = function.lower(seeds[0], *examples).compile(chosen)
 
     def run() -> Any:
         return [
@@ -229,7 +235,7 @@ def _torch_turns(
             }
             continue
         if stretch < 3:
-            steps[name] = min(most, shortest * max(1, int(0.3 / stretch)))
+            steps[name] = min(most, shortest * max(1, int(0.1 / stretch)))
     for turn in range(turns):
         for name, many in steps.items():
             if time.perf_counter() > end:

@@ -7,7 +7,7 @@ CPU each form takes one thread or all, whichever it finds faster.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ def with_compiled(problem: Problem) -> Run:
 
 def with_eager(problem: Problem, *, compiled: bool = False) -> Run:
     """Autograd and `torch.optim`, run after run; sharpness by SciPy's `eigsh`."""
-    x, y = examples(problem)
+    (x, y), started, drawn = examples(problem), *cached(problem)
     value_of = torch.compile(partial(loss, problem)) if compiled else partial(loss, problem)
 
     def solo(weights: Weights, steps: int, batches: Batches) -> dict[str, list[float]]:
@@ -60,10 +60,10 @@ def with_eager(problem: Problem, *, compiled: bool = False) -> Run:
         return records
 
     def run(steps: int, runs: int) -> tuple[float, Records, str]:
-        starts, drawn = initial(problem, runs), [batches(problem, i) for i in range(runs)]
+        starts, indices = started(runs), [drawn(i) for i in range(runs)]
         begun = time.perf_counter()
         records = [
-            solo({k: w[i] for k, w in starts.items()}, steps, one) for i, one in enumerate(drawn)
+            solo({k: w[i] for k, w in starts.items()}, steps, one) for i, one in enumerate(indices)
         ]
         wait()
         seconds = time.perf_counter() - begun
@@ -77,10 +77,10 @@ def with_func(problem: Problem) -> Run:
     """`torch.func`: gradients of stacked models by `vmap(grad)`, one update of the stack."""
     if problem.sharpness:
         raise NotImplementedError("eigsh takes one matrix at a time")
-    x, y = examples(problem)
+    (x, y), started, drawn = examples(problem), *cached(problem)
 
     def run(steps: int, runs: int) -> tuple[float, Records, str]:
-        weights = initial(problem, runs)
+        weights = {name: w.clone() for name, w in started(runs).items()}
         made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[problem.optimizer]
         for w in weights.values():
             w.grad = torch.zeros_like(w)
@@ -91,7 +91,7 @@ def with_func(problem: Problem) -> Run:
             return loss(problem, w, x, y)
 
         gradient = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, shared, shared))
-        drawn = [batches(problem, i) for i in range(runs)]
+        each = [drawn(i) for i in range(runs)]
         greatest, records = torch.finfo(torch.float32).max, []
         losses = torch.full((runs,), greatest, device=DEVICE)
         wait()
@@ -104,7 +104,7 @@ def with_func(problem: Problem) -> Run:
                     break
                 batch = (x, y)
                 if problem.batch is not None:
-                    index = indices(problem, drawn, t, runs)
+                    index = indices(problem, each, t, runs)
                     batch = (x[index], y[index])
                 gradients, losses = gradient(weights, *batch)
                 for name, g in gradients.items():
@@ -146,6 +146,11 @@ def examples(problem: Problem) -> tuple[Any, Any]:
     """The training set as tensors; classes and tokens as int64."""
     x, y = (torch.from_numpy(np.array(a)).to(DEVICE) for a in problem.examples.values())
     return x.long() if x.dtype == torch.int32 else x, y.long() if y.dtype == torch.int32 else y
+
+
+def cached(problem: Problem) -> tuple[Callable[[int], Weights], Callable[[int], Batches]]:
+    """Initial weights by runs, and batches by seed, each drawn once."""
+    return cache(partial(initial, problem)), cache(partial(batches, problem))
 
 
 def initial(problem: Problem, runs: int) -> Weights:
