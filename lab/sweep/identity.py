@@ -74,7 +74,7 @@ def identity(
         "settings": {**_settings(), "options": options(device.platform)},
         "config": dict(config),
         "arrays": {name: _hash(plain(array).tobytes()) for name, array in shared.items()},
-        "computation": {name: f.digest() for name, f in process.functions.items()},
+        "computation": process.digests(),
     }
 
 

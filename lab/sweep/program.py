@@ -5,7 +5,9 @@ often, and wherever a trajectory is cut, the same compiled step runs, so the bit
 program is one device's, and does not know how many others there are.
 """
 
-from collections.abc import Callable, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -18,6 +20,12 @@ from jax.sharding import SingleDeviceSharding
 from lab.sweep.cadence import Segment
 from lab.sweep.layout import Layout, options
 from lab.sweep.trace import Function, Process
+
+MOST_PROGRAMS = 32
+"""Compiled programs that are kept for the next call of the same computation, the latest used."""
+
+_PROGRAMS: OrderedDict[Hashable, Any] = OrderedDict()
+_TURN = threading.Lock()
 
 
 class Program(NamedTuple):
@@ -85,49 +93,82 @@ def program(process: Process, layout: Layout, capacity: Mapping[str, int]) -> Pr
     )
 
 
+def once(key: Hashable, compiled: Callable[[], Any]) -> Any:
+    """A compiled program, made at most once in this process for as long as it is kept.
+
+    Args:
+        key: all that the program depends on.
+        compiled: makes it.
+    """
+    with _TURN:
+        if key in _PROGRAMS:
+            _PROGRAMS.move_to_end(key)
+            return _PROGRAMS[key]
+    made = compiled()
+    with _TURN:
+        _PROGRAMS[key] = made
+        while len(_PROGRAMS) > MOST_PROGRAMS:
+            _PROGRAMS.popitem(last=False)
+    return made
+
+
+def key_of(
+    process: Process, layout: Layout, point: Any, shared: Any, device: jax.Device, *more: Hashable
+) -> Hashable:
+    """All that a dispatch's program depends on: what it computes and is called, where and how."""
+    named = jax.tree.structure((point, shared, [f.returns for f in process.functions.values()]))
+    chosen = options(device.platform) or {}
+    where = layout._replace(devices=None)
+    return (*process.digests().items(), named, where, device, *chosen.items(), *more)
+
+
 def ahead(
-    programs: Program,
     process: Process,
+    layout: Layout,
+    capacity: Mapping[str, int],
     point: Any,
     shared: Any,
     segment: Segment,
     *,
-    runs: int,
     device: jax.Device,
     starts: bool,
     pool: Executor,
 ) -> Program:
-    """The same programs, compiling from now on: a call waits for its own to be ready.
+    """The same as `program`, compiling from now on: a call waits for its own to be ready.
 
     XLA compiles for the most part on one core, so the programs of a sweep compile side by side.
+    One that this process has compiled before is taken as it is.
 
     Args:
-        programs: as `program` returns them.
-        process: what they run.
+        process: one run, traced.
+        layout: complete.
+        capacity: {stream: the most records that a segment holds}.
         point: one run's hyperparameters; their shapes are enough.
         shared: arrays that every run reads; their shapes are enough.
         segment: any.
-        runs: of a dispatch.
         device: where they will be called.
         starts: whether `start` will be called.
         pool: threads to compile in.
     """
-    where = SingleDeviceSharding(device)
+    where, programs = SingleDeviceSharding(device), program(process, layout, capacity)
 
     def common(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     def by_run(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype, sharding=where)
+        return jax.ShapeDtypeStruct((layout.runs, *leaf.shape), leaf.dtype, sharding=where)
 
-    def soon(function: Any, *arguments: Any) -> Callable[..., Any]:
-        compiling = pool.submit(function.lower(*arguments).compile)
+    def soon(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
+        sizes = (name, len(segment.times), *capacity.items())
+        key = key_of(process, layout, point, shared, device, *sizes)
+        compiling = pool.submit(once, key, lambda: function.lower(*arguments).compile())
         return lambda *given: compiling.result()(*given)
 
     points, everywhere = jax.tree.map(by_run, point), jax.tree.map(common, shared)
     state = jax.tree.map(by_run, process.init.returns)
-    advance = soon(programs.advance, state, points, everywhere, *plan(segment))
-    return Program(soon(programs.start, points, everywhere) if starts else programs.start, advance)
+    advance = soon("advance", programs.advance, state, points, everywhere, *plan(segment))
+    start = soon("start", programs.start, points, everywhere) if starts else programs.start
+    return Program(start, advance)
 
 
 def _over_runs(

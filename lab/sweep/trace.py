@@ -1,5 +1,6 @@
 """One run, traced once: what the engine checks, hashes, costs and runs is the same jaxpr."""
 
+import functools
 import hashlib
 import inspect
 import re
@@ -51,14 +52,24 @@ class Function(NamedTuple):
 
     def lowered(self) -> Any:
         """The function of one run, lowered but not compiled."""
-        return jax.jit(jaxpr_as_fun(self.jaxpr)).lower(*self.jaxpr.in_avals)
+        return _lowered(self.jaxpr)
 
     def digest(self) -> str:
         """A hash of the computation, the arrays it closes over included."""
-        text = hashlib.sha256(self.lowered().as_text().encode())
-        for const in self.jaxpr.consts:
-            text.update(plain(const).tobytes())
-        return text.hexdigest()[:16]
+        return _digest(self.jaxpr)
+
+
+@functools.lru_cache(16)
+def _lowered(jaxpr: Any) -> Any:
+    return jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals)
+
+
+@functools.lru_cache(16)
+def _digest(jaxpr: Any) -> str:
+    text = hashlib.sha256(_lowered(jaxpr).as_text().encode())
+    for const in jaxpr.consts:
+        text.update(plain(const).tobytes())
+    return text.hexdigest()[:16]
 
 
 class Process(NamedTuple):
@@ -86,6 +97,10 @@ class Process(NamedTuple):
         """{name in `Dynamics`: function}."""
         named = {STREAMS[stream]: function for stream, function in self.streams.items()}
         return {"init": self.init, "step": self.step, **named}
+
+    def digests(self) -> dict[str, str]:
+        """{name in `Dynamics`: a hash of what it computes}."""
+        return {name: function.digest() for name, function in self.functions.items()}
 
     def cost(self, steps: int, counts: Mapping[str, int]) -> Cost:
         """What one run costs, as the compiler counts it before compilation.

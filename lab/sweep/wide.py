@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from lab.sweep.cadence import BEFORE, Cadence
 from lab.sweep.layout import Layout, cores, options
 from lab.sweep.parts import Part
-from lab.sweep.program import Program
+from lab.sweep.program import Program, key_of, once
 from lab.sweep.trace import Process
 
 MOST_LEGS = 8
@@ -142,9 +142,14 @@ def compiled(
     def like(leaf: Any, *lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=where)
 
-    def soon(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
-        lowered = jax.jit(function, donate_argnums=donate, keep_unused=True).lower(*arguments)
-        return pool.submit(lowered.compile, options(device.platform))
+    def soon(leg: Leg | None, function: Any, *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
+        def program() -> Any:
+            lowered = jax.jit(function, donate_argnums=donate, keep_unused=True).lower(*arguments)
+            return lowered.compile(options(device.platform))
+
+        return pool.submit(
+            once, key_of(process, layout, part.one, part.shared, device, leg), program
+        )
 
     points = jax.tree.map(lambda leaf: like(leaf, width), part.one)
     everywhere = jax.tree.map(like, dict(part.shared))
@@ -152,9 +157,9 @@ def compiled(
     t = jax.ShapeDtypeStruct((), jnp.int32, sharding=where)
     init = jax.vmap(process.init.__call__, in_axes=(0, None))
     return Wide(
-        soon(init, points, everywhere),
+        soon(None, init, points, everywhere),
         {
-            leg: soon(_leap(process, leg, width), state, t, t, points, everywhere, donate=(0,))
+            leg: soon(leg, _leap(process, leg, width), state, t, t, points, everywhere, donate=(0,))
             for leg in needed(part.cadence, layout.segment)
         },
         part.cadence.capacity(layout.segment),
