@@ -8,7 +8,7 @@ program is one device's, and does not know how many others there are.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
 import jax
@@ -93,23 +93,33 @@ def program(process: Process, layout: Layout, capacity: Mapping[str, int]) -> Pr
     )
 
 
-def once(key: Hashable, compiled: Callable[[], Any]) -> Any:
-    """A compiled program, made at most once in this process for as long as it is kept.
+def soon(
+    pool: Executor, key: Hashable, lowered: Callable[[], Any], options: Any = None
+) -> Future[Any]:
+    """A compiled program, to be waited for; one of the latest is taken as it is.
 
     Args:
+        pool: threads to compile in.
         key: all that the program depends on.
-        compiled: makes it.
+        lowered: makes it, up to its compilation, in this thread and its settings.
+        options: of the compiler.
     """
+
+    def compiled(program: Any) -> Any:
+        made = program.compile(options)
+        with _TURN:
+            _PROGRAMS[key] = made
+            while len(_PROGRAMS) > MOST_PROGRAMS:
+                _PROGRAMS.popitem(last=False)
+        return made
+
     with _TURN:
         if key in _PROGRAMS:
             _PROGRAMS.move_to_end(key)
-            return _PROGRAMS[key]
-    made = compiled()
-    with _TURN:
-        _PROGRAMS[key] = made
-        while len(_PROGRAMS) > MOST_PROGRAMS:
-            _PROGRAMS.popitem(last=False)
-    return made
+            kept: Future[Any] = Future()
+            kept.set_result(_PROGRAMS[key])
+            return kept
+    return pool.submit(compiled, lowered())
 
 
 def key_of(
@@ -158,16 +168,16 @@ def ahead(
     def by_run(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct((layout.runs, *leaf.shape), leaf.dtype, sharding=where)
 
-    def soon(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
+    def called(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
         sizes = (name, len(segment.times), *capacity.items())
         key = key_of(process, layout, point, shared, device, *sizes)
-        compiling = pool.submit(once, key, lambda: function.lower(*arguments).compile())
+        compiling = soon(pool, key, lambda: function.lower(*arguments))
         return lambda *given: compiling.result()(*given)
 
     points, everywhere = jax.tree.map(by_run, point), jax.tree.map(common, shared)
     state = jax.tree.map(by_run, process.init.returns)
-    advance = soon("advance", programs.advance, state, points, everywhere, *plan(segment))
-    start = soon("start", programs.start, points, everywhere) if starts else programs.start
+    advance = called("advance", programs.advance, state, points, everywhere, *plan(segment))
+    start = called("start", programs.start, points, everywhere) if starts else programs.start
     return Program(start, advance)
 
 
@@ -183,9 +193,9 @@ def _over_runs(
 
     def dispatch(*arguments: Any) -> Any:
         runs, rest = arguments[:per_run], arguments[per_run:]
-        block = jax.vmap(lambda run: function(*run, *rest))
+        block = jax.vmap(lambda run: function(*run, *rest), axis_size=width)
         split = jax.tree.map(lambda a: a.reshape(blocks, width, *a.shape[1:]), runs)
-        joined = lax.map(block, split)
+        _, joined = lax.scan(lambda _, block_of: (None, block(block_of)), None, split, blocks)
         return jax.tree.map(lambda a: a.reshape(blocks * width, *a.shape[2:]), joined)
 
     chosen = options(jax.default_backend())
