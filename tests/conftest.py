@@ -25,7 +25,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 OPTIMISED = {"bad_input", "damage", "executor", "identity", "layer_norm", "layout", "linalg"}
-OPTIMISED |= {"store", "sweep", "torture", "wide"}
+OPTIMISED |= {"states", "store", "sweep", "torture", "wide"}
 """Files whose programs are compiled as a user's are: bits are their subject, or much arithmetic."""
 
 

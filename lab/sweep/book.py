@@ -94,8 +94,11 @@ class Book:
         return self.store.reached(dispatch, self.cadence.steps) if self.store else BEFORE
 
     def load(self, dispatch: int) -> Saved | None:
-        """A dispatch as it was saved, or None."""
-        return self.store.load(dispatch) if self.store else None
+        """A dispatch as it was saved, or None; its state is kept, if that was asked for since."""
+        saved = self.store.load(dispatch) if self.store else None
+        if saved and saved.step in self.cadence.kept and self.store:
+            self.store.keep(dispatch, saved.step, saved.leaves)
+        return saved
 
     def append(
         self,
@@ -116,8 +119,9 @@ class Book:
                 f"store: {self.lease.parent}: the sweep that gave this job out has ended"
             )
         if self.store:
-            kept = [plain(leaf) for leaf in leaves]
-            return self.store.append(dispatch, last, step, records, kept)
+            held = [plain(leaf) for leaf in leaves]
+            kept = step in self.cadence.kept
+            return self.store.append(dispatch, last, step, records, held, kept)
         self.table.put(*self._slots(dispatch), before, step, records)
         return None
 

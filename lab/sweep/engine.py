@@ -24,7 +24,7 @@ import xarray as xr
 from lab.sweep import check, jobs
 from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
-from lab.sweep.cadence import Cadence
+from lab.sweep.cadence import Cadence, kept_steps
 from lab.sweep.dataset import dataset
 from lab.sweep.fit import tried
 from lab.sweep.layout import SURE, Layout, backend, chosen, machine, requested
@@ -52,7 +52,7 @@ def sweep(
     layout: Layout | Mapping[str, Any] | Literal["measure"] | None = None,
     store: str | Path | None = None,
     executor: Any = None,
-    keep: Literal["final"] | None = "final",
+    keep: Literal["final"] | Sequence[int] | None = "final",
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Run `dynamics` at every point of the grid of `axes`, and return what it recorded.
@@ -80,7 +80,8 @@ def sweep(
             executor that spawns, dask's `client.get_executor()`, submitit's, or a function that
             makes one (a broken pool is then replaced). Its workers must see `store` and be like
             this process in machine and versions; the bits are the same.
-        keep: "final" keeps final states in the store (see `final_states`); more steps need them.
+        keep: "final" keeps final states in the store (see `states`), which more steps need; a
+            sequence of ascending steps keeps those of all runs at these steps too.
         progress: show progress on standard error; None is a live line on a terminal, and
             a line a minute elsewhere.
 
@@ -105,16 +106,17 @@ def sweep(
     """
     begun = time.perf_counter()
     cadence = _cadence(steps, every, inspect_every)
+    cadence = cadence._replace(kept=kept_steps(keep, cadence.steps))
     grid, fixed = parsed(axes), parsed_static({} if static is None else static)
     common = check.shared(shared)
     names = [name for axis in grid for name in axis.labels]
     check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
-    if not (keep is None or (isinstance(keep, str) and keep == "final")):
-        raise BadInput(f"keep: {keep!r} is neither 'final' nor None")
     if not (progress is None or isinstance(progress, bool)):
         raise BadInput(f"progress: {progress!r} is none of True, False and None")
     measure = isinstance(layout, str) and layout == "measure"
     asked, path = requested(None if measure else layout), check.place(store)
+    if cadence.kept and path is None:
+        raise BadInput(f"keep: {keep!r} needs a store, a folder where states are kept; give one")
     if executor is not None:
         jobs.refuse(executor)
         if path is None:
@@ -220,6 +222,7 @@ def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
         names = part.names
         finished &= bool((store.found(names) >= 0).all())
         for dispatch in store.dispatches(names):
+            _refuse_passed(store, dispatch, part.cadence.kept)
             if store.reached(dispatch, part.cadence.steps) < part.cadence.steps:
                 finished = False
                 _refuse_more_steps(store, dispatch, process)
@@ -231,6 +234,15 @@ def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
         for _, store in found:
             store.tidy()
     return stores
+
+
+def _refuse_passed(store: Store, dispatch: int, kept: Sequence[int]) -> None:
+    for step in kept:
+        if step < store.reached(dispatch, step + 1) and not store.keeps(dispatch, step):
+            raise BadInput(
+                f"keep: the store has passed step {step} and did not keep its states; keep later "
+                "steps, or give another store"
+            )
 
 
 def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
