@@ -121,6 +121,9 @@ class Book:
         if self.store:
             held = [plain(leaf) for leaf in leaves]
             kept = step in self.cadence.kept
+            for stream, steps in self.cadence.at.items():
+                at = steps[self.cadence.between(stream, before, step)]
+                records = {**records, f"at/{stream}": at[None].astype(np.int64)}
             return self.store.append(dispatch, last, step, records, held, kept)
         self.table.put(*self._slots(dispatch), before, step, records)
         return None

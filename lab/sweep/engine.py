@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from lab.sweep import check, jobs
+from lab.sweep.about import about
 from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
 from lab.sweep.cadence import Cadence, kept_steps
@@ -88,6 +89,8 @@ def sweep(
     Returns:
         Dataset with dims (*axes, *static, "step" or "step_rare", *a record's own) and, for each
         run, `diverged_at`: the first recorded step whose state has a non-finite number, else NaN.
+        Records of bfloat16 and float8 are float32, which holds each exactly: NumPy cannot average
+        the former. In a store, and in states, they are what they were.
 
     Raises:
         BadInput: what cannot be run, in one line, before anything compiles; or a store that is
@@ -144,7 +147,13 @@ def sweep(
         if path is not None:
             stack.enter_context(locked(path))
         placed = [
-            Placed(part, process, folder(path, point), part.identity(process))
+            Placed(
+                part,
+                process,
+                folder(path, point),
+                part.identity(process),
+                about(grid, point, process, own_dims, said),
+            )
             if path
             else Placed(part, process, None, None)
             for part, process, point in zip(parts, processes, labels, strict=True)
@@ -169,7 +178,8 @@ def sweep(
         for book in books:
             if book.store:
                 book.store.tidy()
-    data = dataset(recorded, processes[0], grid, fixed, cadence, own_dims, said)
+    streams = {stream: [*f.returns] for stream, f in processes[0].streams.items()}
+    data = dataset(recorded, streams, grid, fixed, cadence, own_dims, said)
     return data.assign_attrs(
         axes=json.dumps({axis.dim: [*axis.labels] for axis in grid}),
         static=json.dumps([*fixed]),
@@ -213,12 +223,12 @@ def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
         BadInput: what is there is damaged, another's, or cannot be gone on with.
     """
     stores: list[Store | None] = []
-    for part, _, path, identity in placed:
+    for part, _, path, identity, _ in placed:
         there = path and identity and agreed(path, identity, asked, part.names, part.points)
         stores.append(there or None)
     found = [(one, store) for one, store in zip(placed, stores, strict=True) if store]
     finished = len(found) == len(placed)
-    for (part, process, _, _), store in found:
+    for (part, process, *_), store in found:
         names = part.names
         finished &= bool((store.found(names) >= 0).all())
         for dispatch in store.dispatches(names):
@@ -256,7 +266,7 @@ def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
 
 def laid_out(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
     """Where the records of one static point go, under its layout."""
-    part, process, path, identity = one
+    part, process, path, identity, said = one
     names, points, cadence = part.names, part.points, part.cadence
     cost = process.cost(cadence.steps, {stream: len(at) for stream, at in cadence.at.items()})
     here, programs = machine(), dict[Any, Any]()
@@ -282,7 +292,7 @@ def laid_out(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs
         )
     if path is None or identity is None:
         return Book(process, cadence, layout, names, points, None, programs=programs)
-    store = opened(path, held, identity, layout, names, points)
+    store = opened(path, held, identity, layout, names, points, said)
     kept = store.layout._replace(devices=1 if jobs else layout.devices)
     return Book(process, cadence, kept, names, points, store, programs=programs)
 

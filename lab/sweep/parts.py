@@ -59,12 +59,13 @@ class Part(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A part with its process and, in a store, its folder and what must agree with it."""
+    """A part with its process and, in a store, its folder, what must agree, what it says there."""
 
     part: Part
     process: Process
     path: Path | None
     identity: Identity | None
+    about: Mapping[str, Any] = {}
 
 
 def labelled(fixed: Mapping[str, Mapping[Any, Any]]) -> list[dict[str, Any]]:

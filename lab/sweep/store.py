@@ -43,7 +43,8 @@ from lab.sweep.layout import Layout
 from lab.types import BadInput
 
 Records = Mapping[str, np.ndarray]
-"""{name: values}, with leading axes (run of the dispatch, record)."""
+"""{name: values}, with leading axes (run of the dispatch, record); in a store also the steps of
+its records, {"at/STREAM": [[step, ...]]}."""
 
 _SIZES = struct.Struct("<HH")
 """Of a zip member's name and extra field, in its own header."""
@@ -76,6 +77,7 @@ class Store(NamedTuple):
         names: the name of each row's run, empty where the row is padding.
         points: {hyperparameter: values by row}.
         seen: {dispatch: the step that it was last found at}, which only grows.
+        about: what it says of itself; see `lab.sweep.about`.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class Store(NamedTuple):
     names: list[str]
     points: dict[str, np.ndarray]
     seen: dict[int, int]
+    about: Mapping[str, Any] = {}
 
     def found(self, names: Sequence[str]) -> np.ndarray:
         """The row of each run, -1 where the store does not have it."""
@@ -303,16 +306,16 @@ def stored(path: Path) -> Store | None:
                 raise BadInput(f"store: {path} has records but no manifest.json; {AGAIN}")
             return None
         held = _manifest(path)
-    layout = Layout(**{"backend": "blocks", **held["layout"]})  # written before there were two
+    layout = Layout(**held["layout"])
     with _reading(runs):
         if not runs.exists():
             if any(path.glob("states/*")):
                 raise BadInput(f"store: {path} has states but no runs.npz; {AGAIN}")
-            return Store(path, layout, held["digest"], [], {}, {})
+            return Store(path, layout, held["digest"], [], {}, {}, held["about"])
         arrays = _unsealed(runs.read_bytes())
     names = arrays.pop("names").tobytes().decode().split("\n")
     points = {name.removeprefix("of/"): values.copy() for name, values in arrays.items()}
-    return Store(path, layout, held["digest"], names, points, {})
+    return Store(path, layout, held["digest"], names, points, {}, held["about"])
 
 
 def agreed(
@@ -349,6 +352,7 @@ def opened(
     layout: Layout,
     names: Sequence[str],
     points: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
 ) -> Store:
     """A part that was agreed on, made or extended as the runs asked for need.
 
@@ -359,9 +363,11 @@ def opened(
         layout: of a new store.
         names: of the runs asked for.
         points: {hyperparameter: its value in each of these runs}.
+        about: what a new store says of itself.
     """
     if store is None:
         kept = {"identity": identity, "layout": layout._replace(devices=None)._asdict()}
+        kept["about"] = dict(about)
         manifest = {**kept, "digest": _digest(json.dumps(kept).encode())}
         with _writing(path):
             _write(path / "manifest.json", json.dumps(manifest, indent=1).encode())
@@ -477,9 +483,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     with _reading(file):
         held = json.loads(file.read_text())
-        kept = {name: held[name] for name in ("identity", "layout")}
+        kept = {name: value for name, value in held.items() if name != "digest"}
         if held["digest"] != _digest(json.dumps(kept).encode()):
             raise ValueError
+        if "about" not in held:
+            raise BadInput(f"store: {path} was made before stores said what they hold; {AGAIN}")
     return held
 
 
