@@ -111,7 +111,8 @@ def kept_steps(keep: Any, steps: int) -> tuple[int, ...]:
     """
     if keep is None or (isinstance(keep, str) and keep == "final"):
         return ()
-    given = keep.tolist() if isinstance(keep, np.ndarray) else keep
+    whole = isinstance(keep, np.ndarray) and keep.ndim == 1 and keep.dtype.kind in "iu"
+    given = keep.tolist() if whole else keep
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise BadInput(f"keep: {keep!r} is neither 'final' nor None nor a sequence of steps")
     for step in given:
