@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from lab.sweep import check, jobs
+from lab.sweep import check, jobs, live
 from lab.sweep.about import about
 from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
@@ -55,6 +55,7 @@ def sweep(
     executor: Any = None,
     keep: Literal["final"] | Sequence[int] | None = "final",
     progress: bool | None = None,
+    on_segment: live.OnSegment | None = None,
 ) -> xr.Dataset:
     """Run `dynamics` at every point of the grid of `axes`, and return what it recorded.
 
@@ -85,6 +86,11 @@ def sweep(
             sequence of ascending steps keeps those of all runs at these steps too.
         progress: show progress on standard error; None is a live line on a terminal, and
             a line a minute elsewhere.
+        on_segment: called on the host each time that a segment of a dispatch has been recorded
+            (and stored), with a `Reached`: the step, these runs, their records of the segment; for
+            W&B, TensorBoard or a live figure. By one thread at a time, never from compiled code;
+            the bits are the same. What it raises ends the sweep and is raised here; what was stored
+            stays, and the same call goes on. Not with an executor.
 
     Returns:
         Dataset with dims (*axes, *static, "step" or "step_rare", *a record's own) and, for each
@@ -116,6 +122,7 @@ def sweep(
     check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
     if not (progress is None or isinstance(progress, bool)):
         raise BadInput(f"progress: {progress!r} is none of True, False and None")
+    live.refuse(on_segment, executor)
     measure = isinstance(layout, str) and layout == "measure"
     asked, path = requested(None if measure else layout), check.place(store)
     if cadence.kept and path is None:
@@ -163,6 +170,8 @@ def sweep(
             laid_out(one, held, asked, measure, executor is not None)
             for one, held in zip(placed, stores, strict=True)
         ]
+        if on_segment is not None:
+            live.watched(books, grid, labels, on_segment)
         line = progress_line(
             runs=sum(len(book.rows) for book in books),
             steps=cadence.steps,

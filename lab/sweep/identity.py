@@ -61,7 +61,8 @@ def identity(
     for name in process.callbacks():
         raise BadInput(
             f"store: {name} calls back to Python (jax.debug.print, pure_callback, ...), which "
-            "cannot be told from another computation; leave that out, or the store"
+            "cannot be told from another computation; leave that out, or the store "
+            "(sweep(on_segment=...) is called on the host with what is recorded)"
         )
     device = jax.devices()[0]
     processor: dict[str, Any] = {"processor": _processor(), "threads": cores() if LATE else 1}
