@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from lab.sweep.axes import Axis
 from lab.sweep.cadence import Cadence
+from lab.sweep.store import foreign
 
 ATTRS: dict[str, dict[str, Any]] = {
     "lr": {"long_name": "learning rate"},
@@ -69,8 +69,7 @@ def dataset(
 def widened(records: np.ndarray) -> np.ndarray:
     """Records of bfloat16 and float8 as float32, which holds each exactly; NumPy's own as they are.
 
-    >>> widened(np.ones(2, jnp.bfloat16)).dtype, widened(np.ones(2, np.float16)).dtype
+    >>> widened(np.ones(2, "bfloat16")).dtype, widened(np.ones(2, np.float16)).dtype
     (dtype('float32'), dtype('float16'))
     """
-    foreign = records.dtype.isbuiltin != 1 and jnp.issubdtype(records.dtype, jnp.floating)
-    return records.astype(np.float32) if foreign else records
+    return records.astype(np.float32) if foreign(records.dtype) else records

@@ -538,9 +538,14 @@ def _unsealed(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def foreign(dtype: Any) -> bool:
+    """Whether a dtype is none of NumPy's own: bfloat16, float8 and their like."""
+    return np.dtype(dtype).isbuiltin == 2
+
+
 def _storable(array: np.ndarray) -> np.ndarray:
     """The array as NumPy's files have it: bfloat16, float8 and their like as so many bytes."""
-    return array if array.dtype.isbuiltin == 1 else array.view(f"V{array.dtype.itemsize}")
+    return array.view(f"V{array.dtype.itemsize}") if foreign(array.dtype) else array
 
 
 def _seal(arrays: Mapping[str, np.ndarray]) -> str:
