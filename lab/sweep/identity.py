@@ -64,6 +64,16 @@ def identity(
             "cannot be told from another computation; leave that out, or the store "
             "(sweep(on_segment=...) is called on the host with what is recorded)"
         )
+    return {
+        **surroundings(),
+        "config": dict(config),
+        "arrays": {name: _hash(plain(array).tobytes()) for name, array in shared.items()},
+        "computation": {name: f.digest() for name, f in process.functions.items()},
+    }
+
+
+def surroundings() -> Identity:
+    """Versions, machine and settings, here and now, on which the bits of a computation depend."""
     device = jax.devices()[0]
     processor: dict[str, Any] = {"processor": _processor(), "threads": cores() if LATE else 1}
     if device.platform != "cpu":
@@ -73,9 +83,6 @@ def identity(
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "scipy")},
         "machine": {"platform": device.platform, **processor, **_environment()},
         "settings": {**_settings(), "options": options(device.platform)},
-        "config": dict(config),
-        "arrays": {name: _hash(plain(array).tobytes()) for name, array in shared.items()},
-        "computation": {name: f.digest() for name, f in process.functions.items()},
     }
 
 

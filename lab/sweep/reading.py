@@ -54,7 +54,7 @@ class Selected(NamedTuple):
         result = list[np.ndarray]()
         for dispatch in np.unique(dispatches).tolist():
             here = np.flatnonzero(dispatches == dispatch)
-            held = _kept(self.store, who, dispatch, step)
+            held = kept(self.store, who, dispatch, step)
             result = result or [np.empty((len(self.rows), *a.shape[1:]), a.dtype) for a in held]
             for whole, leaf in zip(result, held, strict=True):
                 whole[here] = leaf[slots[here]]
@@ -139,9 +139,9 @@ def states(store: str | Path | xr.Dataset, step: int | None = None) -> State:
     ...     states(folder, 1), states(data.sel(lr=0.5))
     ({'x': array([0.5, 0. ], dtype=float32)}, {'x': array(0.0625, dtype=float32)})
     """
-    data = store if isinstance(store, xr.Dataset) else _coordinates("states", store)
+    data = store if isinstance(store, xr.Dataset) else coordinates("states", store)
     (one,) = selected("states", data)
-    leaves = one.leaves("states", _step("states", data, step))
+    leaves = one.leaves("states", step_of("states", data, step))
     return rebuilt(one.store.about["state"], iter(leaves))
 
 
@@ -321,7 +321,7 @@ def _framed(root: Path) -> Frame:
     return Frame(root, parts, rows, grid, {n: {v: v for v in sorted(fixed[n])} for n in fixed})
 
 
-def _coordinates(who: str, store: str | Path) -> xr.Dataset:
+def coordinates(who: str, store: str | Path) -> xr.Dataset:
     """The Dataset of a store less its records."""
     frame = _framed(_root(who, store))
     coords = {n: (axis.dim, labels) for axis in frame.grid for n, labels in axis.labels.items()}
@@ -409,7 +409,7 @@ def _with_gaps(name: str, records: np.ndarray, filled: np.ndarray) -> np.ndarray
     return wide
 
 
-def _kept(store: Store, who: str, dispatch: int, step: int) -> list[np.ndarray]:
+def kept(store: Store, who: str, dispatch: int, step: int) -> list[np.ndarray]:
     """The leaves of a dispatch's states at a step."""
     held = store.at(dispatch, step)
     if held is None:
@@ -424,7 +424,8 @@ def _kept(store: Store, who: str, dispatch: int, step: int) -> list[np.ndarray]:
     return held
 
 
-def _step(who: str, data: xr.Dataset, step: Any) -> int:
+def step_of(who: str, data: xr.Dataset, step: Any) -> int:
+    """The step that is asked for, the last one where it is None."""
     if step is None:
         return int(data.attrs["steps"])
     if not isinstance(step, int | np.integer) or isinstance(step, bool) or step < 0:

@@ -7,7 +7,8 @@
         records/00003/0000000140.npz    dispatch 3, the records of a segment that ends at step 140
         states/00003.npz    dispatch 3: its state, its step, its last file of records
     kept/00003/0000000140.npz       dispatch 3: its state at step 140, where that is kept
-        lease-*.pkl         while an executor's workers write here too: see `jobs`
+        measured/KEY/00003/0000000140.npz   what a measure gave of that state: see `measuring`
+    lease-*.pkl         while an executor's workers write here too: see `jobs`
 
 A segment's records are written first, then a kept state, then its dispatch's state is renamed into
 place. That rename is the commit: what lies past it is ignored and written again, to the same bytes.
@@ -140,12 +141,16 @@ class Store(NamedTuple):
             self.seen[dispatch] = int(held["step"])
         return held
 
-    def _owned(self, file: Path, dispatch: int) -> dict[str, np.ndarray] | None:
-        """What a file of a dispatch's holds, if it is this dispatch's, or None."""
+    def _owned(
+        self, file: Path, dispatch: int, step: int | None = None
+    ) -> dict[str, np.ndarray] | None:
+        """What a file holds, if it is this dispatch's, and of this step; None if there is none."""
         with _reading(file):
             held = _unsealed(file.read_bytes()) if file.exists() else None
         if held and str(held["belongs"]) != self._belongs(dispatch):
             raise BadInput(f"store: {file} belongs to other runs or another store; {AGAIN}")
+        if held and step is not None and int(held["step"]) != step:
+            raise BadInput(f"store: {file} is of step {held['step']}; {AGAIN}")
         return held
 
     def keeps(self, dispatch: int, step: int) -> bool:
@@ -165,13 +170,31 @@ class Store(NamedTuple):
             BadInput: its file is damaged, or is of other runs, another step or another store.
         """
         file = self._kept(dispatch, step)
-        held = self._owned(file, dispatch)
+        held = self._owned(file, dispatch, step)
         if held is None:
             saved = self.load(dispatch)
             return saved.leaves if saved and saved.step == step else None
-        if int(held["step"]) != step:
-            raise BadInput(f"store: {file} is of step {held['step']}; {AGAIN}")
         return _leaves(held)
+
+    def has_measured(self, key: str, dispatch: int, step: int) -> bool:
+        """Whether a measure of a dispatch's state at this step is kept under this key."""
+        return self._measured(key, dispatch, step).exists()
+
+    def measured(self, key: str, dispatch: int, step: int) -> Records | None:
+        """{name: values by run} that a measure gave of a dispatch's state, or None.
+
+        Raises:
+            BadInput: the file is damaged, or is of other runs, another step or another store.
+        """
+        held = self._owned(self._measured(key, dispatch, step), dispatch, step)
+        return held and {n.removeprefix("of/"): a for n, a in held.items() if n.startswith("of/")}
+
+    def keep_measured(self, key: str, dispatch: int, step: int, records: Records) -> None:
+        """Keep what a measure gave of a dispatch's state at this step."""
+        head = {"step": step, "belongs": self._belongs(dispatch)}
+        values = {f"of/{name}": _storable(array) for name, array in records.items()}
+        with _writing(self.path):
+            _write(self._measured(key, dispatch, step), _sealed({**head, **values}))
 
     def append(
         self,
@@ -226,7 +249,7 @@ class Store(NamedTuple):
         """Remove what killed writers and shorter runs left; for the coordinator alone."""
         left = [
             file
-            for pattern in ("*.new", "lease-*.pkl", "states/*.new", "*/*/*.new")
+            for pattern in ("*.new", "lease-*.pkl", "states/*.new", "*/*/*.new", "*/*/*/*.new")
             for file in self.path.glob(pattern)
         ]
         for folder in self.path.glob("records/*"):
@@ -285,6 +308,9 @@ class Store(NamedTuple):
 
     def _state(self, dispatch: int) -> Path:
         return self.path / "states" / f"{dispatch:05d}.npz"
+
+    def _measured(self, key: str, dispatch: int, step: int) -> Path:
+        return self.path / "measured" / key / f"{dispatch:05d}" / f"{step:010d}.npz"
 
     def _kept(self, dispatch: int, step: int) -> Path:
         return self.path / "kept" / f"{dispatch:05d}" / f"{step:010d}.npz"
