@@ -100,6 +100,9 @@ def test_what_was_measured_is_kept_and_what_was_killed_goes_on(store, monkeypatc
     data = measured(store[1], of_x, step=steps)
     assert len(written) == 3 * 3 - 4
     np.testing.assert_allclose(data.centre[..., 1], states(store[1], 6)["x"].mean(-1), rtol=1e-6)
+    other = measured(store[1], lambda state: {"centre": 2 * state["x"].mean()}, step=steps)
+    np.testing.assert_array_equal(other.centre, 2 * data.centre)
+    del written[-9:]
     again = measured(store[1], of_x, step=steps)
     assert len(written) == 3 * 3 - 4 and again.identical(data)
 

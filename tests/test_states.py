@@ -105,6 +105,16 @@ def test_states_of_a_step_that_has_passed_cannot_be_kept(whole, tmp_path):
     swept(store=whole[1], keep=KEPT[1:])
 
 
+def test_states_that_a_killed_call_left_beyond_the_last_commit_are_removed(tmp_path):
+    first = {**SETTINGS, "steps": 8}
+    sweep(drifting, AXES, **first, keep=[3], store=tmp_path)
+    there = files(tmp_path)
+    left = tmp_path / "kept/00001/0000000010.npz"
+    left.write_bytes(there["kept/00001/0000000003.npz"])
+    sweep(drifting, AXES, **first, store=tmp_path)
+    assert files(tmp_path) == there
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 def test_workers_keep_the_same_states(whole, tmp_path):
