@@ -27,6 +27,7 @@ from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
 from lab.sweep.cadence import Cadence, kept_steps
 from lab.sweep.dataset import dataset
+from lab.sweep.feed import Feed, checked
 from lab.sweep.fit import tried
 from lab.sweep.layout import SURE, Layout, backend, chosen, machine, requested
 from lab.sweep.parts import Part, Placed, labelled, same_records
@@ -48,6 +49,7 @@ def sweep(
     inspect_every: int | None = None,
     static: Mapping[str, Any] | None = None,
     shared: Mapping[str, Any] | None = None,
+    feed: Feed | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
     layout: Layout | Mapping[str, Any] | Literal["measure"] | None = None,
@@ -72,6 +74,8 @@ def sweep(
         static: {"width": [16, 32]} or {"optimizer": {"sgd": optax.sgd}}: Python values that
             change shapes or code, each compiled on its own; dims of the same Dataset.
         shared: large arrays that every run reads, passed to `dynamics` as arguments.
+        feed: data on the host that no device could hold, a window of steps at a time; see `Feed`.
+            Of them a store's identity has the first window.
         dims: names of a record's own axes: {"eigenvalues": ("rank",)}.
         attrs: {name of a coordinate or record: {"long_name": ..., "units": ...}}.
         layout: placement, chosen where left out; see `Layout`. "measure" times the widths, prints
@@ -119,12 +123,15 @@ def sweep(
     grid, fixed = parsed(axes), parsed_static({} if static is None else static)
     common = check.shared(shared)
     names = [name for axis in grid for name in axis.labels]
-    check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
     if not (progress is None or isinstance(progress, bool)):
         raise BadInput(f"progress: {progress!r} is none of True, False and None")
     live.refuse(on_segment, executor)
     measure = isinstance(layout, str) and layout == "measure"
     asked, path = requested(None if measure else layout), check.place(store)
+    window, asked = checked(feed, asked, cadence.steps)
+    given = {"axes": names, "static": [*fixed], "shared": [*common], "feed": [*window]}
+    check.arguments(dynamics, given)
+    common |= window
     if cadence.kept and path is None:
         raise BadInput(f"keep: {keep!r} needs a store, a folder where states are kept; give one")
     if executor is not None:
@@ -140,7 +147,14 @@ def sweep(
             raise BadInput(f"static: {axis.dim!r} is the dim of {(*axis.labels,)!r}; rename it")
     labels = labelled(fixed)
     parts = [
-        Part(dynamics, grid, {n: fixed[n][label] for n, label in point.items()}, common, cadence)
+        Part(
+            dynamics,
+            grid,
+            {n: fixed[n][label] for n, label in point.items()},
+            common,
+            cadence,
+            feed,
+        )
         for point in labels
     ]
     processes = [part.process(coordinates) for part in parts]
