@@ -1,6 +1,7 @@
 """A sweep tells what it has reached, after each segment, and what it is told back ends it."""
 
 import threading
+import time
 from functools import partial
 
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ def test_each_record_of_each_run_is_told_once_and_the_bits_are_the_same(backend,
     seen = {name: np.full_like(data[name].values, np.nan) for name in ("x", "norm", "time")}
     for one in told:
         assert one.steps == 8 and one.step == one.at["step"][-1]
+        assert {len(a) for a in one.records.values()} == {len(one.runs["lr"])}
         for i, (lr, seed) in enumerate(zip(one.runs["lr"], one.runs["seed"], strict=True)):
             run = [*data.lr.values].index(lr), [*data.seed.values].index(seed)
             for name, stream in {"x": "step", "norm": "step", "time": "step_rare"}.items():
@@ -90,6 +92,7 @@ def test_it_is_called_by_one_thread_at_a_time():
     def alone(reached):
         assert inside.acquire(blocking=False)
         jnp.ones(3).sum().block_until_ready()
+        time.sleep(0.02)  # the other device's thread comes meanwhile
         inside.release()
 
     swept(layout={"width": 1, "blocks": 1, "segment": 2}, on_segment=alone)
