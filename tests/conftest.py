@@ -24,8 +24,8 @@ import lab.sweep  # noqa: E402, F401  one device a core, before JAX starts
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 
-OPTIMISED = {"bad_input", "damage", "executor", "identity", "layer_norm", "layout", "linalg"}
-OPTIMISED |= {"store", "sweep", "torture", "wide"}
+OPTIMISED = {"bad_input", "damage", "executor", "feed", "identity", "layer_norm", "layout"}
+OPTIMISED |= {"linalg", "measured", "states", "store", "sweep", "torture", "wide"}
 """Files whose programs are compiled as a user's are: bits are their subject, or much arithmetic."""
 
 

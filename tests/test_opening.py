@@ -60,7 +60,7 @@ def test_finding_the_runs_of_every_dispatch_goes_through_each_run_once():
         layout = Layout(1, 1, 2, 1, "blocks")
         book = Book(part.process(), cadence, layout, part.names, part.points, None)
         book.rows, Counted.elements = book.rows.view(Counted), 0
-        placed = [book._slots(dispatch) for dispatch in book.real_runs()]
+        placed = [book.slots(dispatch) for dispatch in book.real_runs()]
         assert np.concatenate([runs for runs, _ in placed]).tolist() == [*range(runs)]
         assert {tuple(slots) for _, slots in placed} == {(0, 1)}
         return Counted.elements

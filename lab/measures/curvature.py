@@ -91,10 +91,12 @@ class Quadrature(NamedTuple):
 def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     """Hessian-vector product `∇²L(θ) v`, forward over reverse.
 
+    Of bfloat16 or float16 params it is taken, and comes back, in float32 at these params.
+
     >>> hvp(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]))
     Array([ 6., 12.], dtype=float32)
     """
-    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+    return jax.jvp(jax.grad(loss), (_single(params),), (_single(vector),))[1]
 
 
 def gnvp(
@@ -114,11 +116,15 @@ def gnvp(
 def hessian(loss: Loss, params: Params) -> Operator:
     """The Hessian `∇²L(θ)` of a scalar loss, linearised once for all its products.
 
+    Of bfloat16 or float16 params it acts on float32 vectors, at these params in float32; so does
+    `sharpness`.
+
     >>> hessian(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0])).matvec(jnp.array([1.0, 1.0]))
     Array([ 6., 12.], dtype=float32)
     """
+    params = _single(params)
     _, matvec = jax.linearize(jax.grad(loss), params)
-    return Operator(matvec, params)
+    return Operator(lambda vector: matvec(_single(vector)), params)
 
 
 def gauss_newton(
@@ -444,12 +450,23 @@ def rmsprop_preconditioner(
     return jax.tree.map(leaf, state.nu)
 
 
+def _single(tree: Params) -> Params:
+    """The pytree with what is narrower than float32 as float32: 8 bits hold no Krylov space."""
+
+    def single(x: Array) -> Array:
+        dtype = jnp.result_type(x)
+        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        return jnp.asarray(x, jnp.float32) if narrow else x
+
+    return jax.tree.map(single, tree)
+
+
 def _start(operator: Operator, key: Array | None, vector: Params | None) -> Params:
     """The start of a Krylov space: `vector`, or a normal one drawn from `key`."""
     if (key is None) == (vector is None):
         raise BadInput("Lanczos starts from key=... or from vector=...: give exactly one")
     if key is None:
-        return vector
+        return _single(vector)
     zero, unravel = ravel_pytree(operator.domain)
     return unravel(jax.random.normal(key, zero.shape, zero.dtype))
 

@@ -11,11 +11,14 @@ import warnings
 import jax
 
 from lab.sweep import identity as _identity
-from lab.sweep.dataset import final_states
 from lab.sweep.engine import sweep
+from lab.sweep.feed import Feed
 from lab.sweep.layout import Layout, cores
+from lab.sweep.live import Reached
+from lab.sweep.measuring import measured
+from lab.sweep.reading import final_states, open, states
 
-__all__ = ["Layout", "final_states", "sweep"]
+__all__ = ["Feed", "Layout", "Reached", "final_states", "measured", "open", "states", "sweep"]
 
 
 def _single_threaded() -> None:

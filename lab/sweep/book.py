@@ -1,6 +1,6 @@
 """Books: where the records of a part go, in memory or in a store, and how they are read back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class Book:
         lease: in a worker, a file that is there as long as its coordinator is at work.
         programs: {device: what its layout was tried with}.
         held: {dispatch: those of the runs asked for that it holds}.
+        told: told(dispatch, before, step, records), called when they have been taken.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Book:
         self.process, self.cadence, self.layout = process, cadence, layout
         self.store, self.lease = store, lease
         self.programs = programs or {}
+        self.told: Callable[[int, int, int, Records], None] | None = None
         if store is None:
             padded = np.arange(-(-len(names) // layout.runs) * layout.runs).clip(max=len(names) - 1)
             self.points = {name: values[padded] for name, values in points.items()}
@@ -94,8 +96,11 @@ class Book:
         return self.store.reached(dispatch, self.cadence.steps) if self.store else BEFORE
 
     def load(self, dispatch: int) -> Saved | None:
-        """A dispatch as it was saved, or None."""
-        return self.store.load(dispatch) if self.store else None
+        """A dispatch as it was saved, or None; its state is kept, if that was asked for since."""
+        saved = self.store.load(dispatch) if self.store else None
+        if saved and saved.step in self.cadence.kept and self.store:
+            self.store.keep(dispatch, saved.step, saved.leaves)
+        return saved
 
     def append(
         self,
@@ -116,10 +121,18 @@ class Book:
                 f"store: {self.lease.parent}: the sweep that gave this job out has ended"
             )
         if self.store:
-            kept = [plain(leaf) for leaf in leaves]
-            return self.store.append(dispatch, last, step, records, kept)
-        self.table.put(*self._slots(dispatch), before, step, records)
-        return None
+            held = [plain(leaf) for leaf in leaves]
+            steps = {
+                f"at/{stream}": at[None, self.cadence.between(stream, before, step)]
+                for stream, at in self.cadence.at.items()
+            }
+            kept = step in self.cadence.kept
+            last = self.store.append(dispatch, last, step, {**records, **steps}, held, kept)
+        else:
+            self.table.put(*self.slots(dispatch), before, step, records)
+        if self.told:
+            self.told(dispatch, before, step, records)
+        return last
 
     def recorded(self) -> dict[str, np.ndarray]:
         """{name: values by run and record} of the runs and steps asked for.
@@ -135,7 +148,7 @@ class Book:
             for before, step, records in self.store.segments(dispatch):
                 reached = max(reached, step)
                 self._refuse_short(dispatch, before, step, records)
-                result.put(*self._slots(dispatch), before, step, records)
+                result.put(*self.slots(dispatch), before, step, records)
             if reached < self.cadence.steps:
                 raise BadInput(
                     f"store: {self.store.path}: dispatch {dispatch} was not run to its end, though "
@@ -143,7 +156,7 @@ class Book:
                 )
         return result.arrays
 
-    def _slots(self, dispatch: int) -> tuple[np.ndarray, np.ndarray]:
+    def slots(self, dispatch: int) -> tuple[np.ndarray, np.ndarray]:
         """The runs asked for in a dispatch, and their slots in it."""
         runs = self.held[dispatch]
         return runs, self.rows[runs] % self.layout.runs

@@ -5,10 +5,13 @@ returns) and `step_rare` (`inspect`). A stream is any ascending steps. A segment
 (first, stop] between two visits of the host; the first one holds the initial state too.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from lab.types import BadInput
 
 BEFORE = -1
 """Where a run is that has not been started: the record of step 0 is still to come."""
@@ -35,6 +38,8 @@ class Segment(NamedTuple):
 class Cadence(NamedTuple):
     """Steps of each run, and {stream: the steps at which it is recorded}, ascending.
 
+    Where states are kept besides the final ones, at the steps `kept`, a segment ends.
+
     >>> cadence = Cadence(20, {"step": np.arange(0, 21, 5), "step_rare": np.array([0, 7])})
     >>> cadence.capacity(10)  # of a segment of 10 steps
     {'step': 3, 'step_rare': 2}
@@ -45,6 +50,7 @@ class Cadence(NamedTuple):
 
     steps: int
     at: Mapping[str, np.ndarray]
+    kept: Sequence[int] = ()
 
     def spacing(self, stream: str) -> int | list[int]:
         """Steps between two records of a stream, from step 0 to the last; else these steps.
@@ -82,9 +88,10 @@ class Cadence(NamedTuple):
         return {stream: _most(steps, length) for stream, steps in self.at.items()}
 
     def segment(self, reached: int, length: int) -> Segment:
-        """The segment that follows step `reached`; segments end at multiples of `length`."""
+        """The segment that follows step `reached`: to a multiple of `length` or a step kept."""
         start = max(reached, 0)
-        stop = min((start // length + 1) * length, self.steps)
+        ends = [(start // length + 1) * length, self.steps, *self.kept]
+        stop = min(end for end in ends if end > reached)
         taken = {
             stream: steps[self.between(stream, reached, stop)] for stream, steps in self.at.items()
         }
@@ -101,6 +108,33 @@ class Cadence(NamedTuple):
         times[: len(halts) + 1] = [start, *halts]
         counts = {stream: len(steps) for stream, steps in taken.items()}
         return Segment(stop, times, len(halts), {stream: slots(stream) for stream in taken}, counts)
+
+
+def kept_steps(keep: Any, steps: int) -> tuple[int, ...]:
+    """The steps at which states are kept besides the final ones, as asked for by `keep`.
+
+    Raises:
+        BadInput: it is neither "final" nor None nor ascending steps of the run's.
+
+    >>> kept_steps(range(0, 100, 40), 100), kept_steps("final", 100)
+    ((0, 40, 80), ())
+    """
+    if keep is None or (isinstance(keep, str) and keep == "final"):
+        return ()
+    whole = isinstance(keep, np.ndarray) and keep.ndim == 1 and keep.dtype.kind in "iu"
+    given = keep.tolist() if whole else keep
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise BadInput(f"keep: {keep!r} is neither 'final' nor None nor a sequence of steps")
+    for step in given:
+        if not isinstance(step, int | np.integer) or isinstance(step, bool):
+            raise BadInput(f"keep: {step!r} is no step; give ints from 0 to steps={steps}")
+        if not 0 <= step <= steps:
+            raise BadInput(f"keep: {step} is no step of the run; give ints from 0 to {steps}")
+    kept = tuple(map(int, given))
+    for one, other in itertools.pairwise(kept):
+        if one >= other:
+            raise BadInput(f"keep: {other} follows {one}; give ascending steps, each once")
+    return kept
 
 
 def _most(steps: np.ndarray, length: int) -> int:

@@ -20,11 +20,13 @@ from typing import Any, Literal
 import jax
 import xarray as xr
 
-from lab.sweep import check, jobs
+from lab.sweep import check, jobs, live
+from lab.sweep.about import about
 from lab.sweep.axes import parsed, parsed_static
 from lab.sweep.book import Book
-from lab.sweep.cadence import Cadence
+from lab.sweep.cadence import Cadence, kept_steps
 from lab.sweep.dataset import dataset
+from lab.sweep.feed import Feed, checked
 from lab.sweep.fit import tried
 from lab.sweep.layout import SURE, Layout, backend, chosen, machine, requested
 from lab.sweep.parts import Part, Placed, labelled, same_records
@@ -49,13 +51,15 @@ def sweep(
     inspect_every: int | Sequence[int] | None = None,
     static: Mapping[str, Any] | None = None,
     shared: Mapping[str, Any] | None = None,
+    feed: Feed | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
     layout: Layout | Mapping[str, Any] | Literal["measure"] | None = None,
     store: str | Path | None = None,
     executor: Any = None,
-    keep: Literal["final"] | None = "final",
+    keep: Literal["final"] | Sequence[int] | None = "final",
     progress: bool | None = None,
+    on_segment: live.OnSegment | None = None,
 ) -> xr.Dataset:
     """Run `dynamics` at every point of the grid of `axes`, and return what it recorded.
 
@@ -73,6 +77,8 @@ def sweep(
             change shapes or code, each compiled on its own; dims of the same Dataset.
         shared: arrays that every run reads, or pytrees of them, such as data, or states to start
             from; passed to `dynamics` as arguments.
+        feed: data on the host that no device could hold, a window of steps at a time; see `Feed`.
+            Of them a store's identity has the first window.
         dims: names of a record's own axes: {"eigenvalues": ("rank",)}.
         attrs: {name of a coordinate or record: {"long_name": ..., "units": ...}}.
         layout: placement, chosen where left out; see `Layout`. "measure" times the widths, prints
@@ -83,13 +89,21 @@ def sweep(
             executor that spawns, dask's `client.get_executor()`, submitit's, or a function that
             makes one (a broken pool is then replaced). Its workers must see `store` and be like
             this process in machine and versions; the bits are the same.
-        keep: "final" keeps final states in the store (see `final_states`); more steps need them.
+        keep: "final" keeps final states in the store (see `states`), which more steps need; a
+            sequence of ascending steps keeps those of all runs at these steps too.
         progress: show progress on standard error; None is a live line on a terminal, and
             a line a minute elsewhere.
+        on_segment: called on the host each time that a segment of a dispatch has been recorded
+            (and stored), with a `Reached`: the step, these runs, their records of the segment; for
+            W&B, TensorBoard or a live figure. By one thread at a time, never from compiled code;
+            the bits are the same. What it raises ends the sweep and is raised here; what was stored
+            stays, and the same call goes on. Not with an executor.
 
     Returns:
         Dataset with dims (*axes, *static, "step" or "step_rare", *a record's own) and, for each
         run, `diverged_at`: the first recorded step whose state has a non-finite number, else NaN.
+        Records of bfloat16 and float8 are float32, which holds each exactly: NumPy cannot average
+        the former. In a store, and in states, they are what they were.
 
     Raises:
         BadInput: what cannot be run, in one line, before anything compiles; or a store that is
@@ -108,16 +122,21 @@ def sweep(
     """
     begun = time.perf_counter()
     cadence = _cadence(steps, every, inspect_every)
+    cadence = cadence._replace(kept=kept_steps(keep, cadence.steps))
     grid, fixed = parsed(axes), parsed_static({} if static is None else static)
     common = check.shared(shared)
     names = [name for axis in grid for name in axis.labels]
-    check.arguments(dynamics, {"axes": names, "static": [*fixed], "shared": [*common]})
-    if not (keep is None or (isinstance(keep, str) and keep == "final")):
-        raise BadInput(f"keep: {keep!r} is neither 'final' nor None")
     if not (progress is None or isinstance(progress, bool)):
         raise BadInput(f"progress: {progress!r} is none of True, False and None")
+    live.refuse(on_segment, executor)
     measure = isinstance(layout, str) and layout == "measure"
     asked, path = requested(None if measure else layout), check.place(store)
+    window, asked = checked(feed, asked, cadence.steps)
+    given = {"axes": names, "static": [*fixed], "shared": [*common], "feed": [*window]}
+    check.arguments(dynamics, given)
+    common |= window
+    if cadence.kept and path is None:
+        raise BadInput(f"keep: {keep!r} needs a store, a folder where states are kept; give one")
     if executor is not None:
         jobs.refuse(executor)
         if path is None:
@@ -131,7 +150,14 @@ def sweep(
             raise BadInput(f"static: {axis.dim!r} is the dim of {(*axis.labels,)!r}; rename it")
     labels = labelled(fixed)
     parts = [
-        Part(dynamics, grid, {n: fixed[n][label] for n, label in point.items()}, common, cadence)
+        Part(
+            dynamics,
+            grid,
+            {n: fixed[n][label] for n, label in point.items()},
+            common,
+            cadence,
+            feed,
+        )
         for point in labels
     ]
     processes = [part.process(coordinates) for part in parts]
@@ -145,7 +171,13 @@ def sweep(
         if path is not None:
             stack.enter_context(locked(path))
         placed = [
-            Placed(part, process, folder(path, point), part.identity(process))
+            Placed(
+                part,
+                process,
+                folder(path, point),
+                part.identity(process),
+                about(grid, point, process, own_dims, said),
+            )
             if path
             else Placed(part, process, None, None)
             for part, process, point in zip(parts, processes, labels, strict=True)
@@ -155,6 +187,8 @@ def sweep(
             laid_out(one, held, asked, measure, executor is not None)
             for one, held in zip(placed, stores, strict=True)
         ]
+        if on_segment is not None:
+            live.watched(books, grid, labels, on_segment)
         line = progress_line(
             runs=sum(len(book.rows) for book in books),
             steps=cadence.steps,
@@ -170,7 +204,8 @@ def sweep(
         for book in books:
             if book.store:
                 book.store.tidy()
-    data = dataset(recorded, processes[0], grid, fixed, cadence, own_dims, said)
+    streams = {stream: [*f.returns] for stream, f in processes[0].streams.items()}
+    data = dataset(recorded, streams, grid, fixed, cadence, own_dims, said)
     return data.assign_attrs(
         axes=json.dumps({axis.dim: [*axis.labels] for axis in grid}),
         static=json.dumps([*fixed]),
@@ -213,15 +248,16 @@ def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
         BadInput: what is there is damaged, another's, or cannot be gone on with.
     """
     stores: list[Store | None] = []
-    for part, _, path, identity in placed:
+    for part, _, path, identity, _ in placed:
         there = path and identity and agreed(path, identity, asked, part.names, part.points)
         stores.append(there or None)
     found = [(one, store) for one, store in zip(placed, stores, strict=True) if store]
     finished = len(found) == len(placed)
-    for (part, process, _, _), store in found:
+    for (part, process, *_), store in found:
         names = part.names
         finished &= bool((store.found(names) >= 0).all())
         for dispatch in store.dispatches(names):
+            _refuse_passed(store, dispatch, part.cadence.kept)
             if store.reached(dispatch, part.cadence.steps) < part.cadence.steps:
                 finished = False
                 _refuse_more_steps(store, dispatch, process)
@@ -235,6 +271,15 @@ def _agreed(placed: Sequence[Placed], asked: Layout) -> list[Store | None]:
     return stores
 
 
+def _refuse_passed(store: Store, dispatch: int, kept: Sequence[int]) -> None:
+    for step in kept:
+        if step < store.reached(dispatch, step + 1) and not store.keeps(dispatch, step):
+            raise BadInput(
+                f"keep: the store has passed step {step} and did not keep its states; keep later "
+                "steps, or give another store"
+            )
+
+
 def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
     saved = store.load(dispatch)
     if saved and not saved.leaves and jax.tree.leaves(process.init.returns):
@@ -246,7 +291,7 @@ def _refuse_more_steps(store: Store, dispatch: int, process: Process) -> None:
 
 def laid_out(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs: bool) -> Book:
     """Where the records of one static point go, under its layout."""
-    part, process, path, identity = one
+    part, process, path, identity, said = one
     names, points, cadence = part.names, part.points, part.cadence
     cost = process.cost(cadence.steps, {stream: len(at) for stream, at in cadence.at.items()})
     here, programs = machine(), dict[Any, Any]()
@@ -272,7 +317,7 @@ def laid_out(one: Placed, held: Store | None, asked: Layout, measure: bool, jobs
         )
     if path is None or identity is None:
         return Book(process, cadence, layout, names, points, None, programs=programs)
-    store = opened(path, held, identity, layout, names, points)
+    store = opened(path, held, identity, layout, names, points, said)
     kept = store.layout._replace(devices=1 if jobs else layout.devices)
     return Book(process, cadence, kept, names, points, store, programs=programs)
 

@@ -53,7 +53,7 @@ def identity(
     Args:
         process: one run, traced.
         config: cadence and names of axes.
-        shared: arrays that every run reads.
+        shared: arrays that every run reads, or pytrees of them.
 
     Raises:
         BadInput: the process calls back to Python, which no hash can tell from another.
@@ -61,8 +61,22 @@ def identity(
     for name in process.callbacks():
         raise BadInput(
             f"store: {name} calls back to Python (jax.debug.print, pure_callback, ...), which "
-            "cannot be told from another computation; leave that out, or the store"
+            "cannot be told from another computation; leave that out, or the store "
+            "(sweep(on_segment=...) is called on the host with what is recorded)"
         )
+    return {
+        **surroundings(),
+        "config": dict(config),
+        "arrays": {
+            jax.tree_util.keystr(path, simple=True, separator="/"): _hash(plain(array).tobytes())
+            for path, array in jax.tree_util.tree_leaves_with_path(dict(shared))
+        },
+        "computation": process.digests(),
+    }
+
+
+def surroundings() -> Identity:
+    """Versions, machine and settings, here and now, on which the bits of a computation depend."""
     device = jax.devices()[0]
     processor: dict[str, Any] = {"processor": _processor(), "threads": cores() if LATE else 1}
     if device.platform != "cpu":
@@ -72,12 +86,6 @@ def identity(
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "scipy")},
         "machine": {"platform": device.platform, **processor, **_environment()},
         "settings": {**_settings(), "options": options(device.platform)},
-        "config": dict(config),
-        "arrays": {
-            jax.tree_util.keystr(path, simple=True, separator="/"): _hash(plain(array).tobytes())
-            for path, array in jax.tree_util.tree_leaves_with_path(dict(shared))
-        },
-        "computation": process.digests(),
     }
 
 

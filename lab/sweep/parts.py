@@ -10,6 +10,7 @@ import numpy as np
 
 from lab.sweep.axes import Axis, grid_values, run_keys
 from lab.sweep.cadence import Cadence
+from lab.sweep.feed import Feed
 from lab.sweep.identity import Identity, identity
 from lab.sweep.precision import exact_products
 from lab.sweep.trace import Process, traced
@@ -24,6 +25,7 @@ class Part(NamedTuple):
     static: Mapping[str, Any]
     shared: Mapping[str, Any]
     cadence: Cadence
+    feed: Feed | None = None
 
     @property
     def names(self) -> list[str]:
@@ -59,12 +61,13 @@ class Part(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A part with its process and, in a store, its folder and what must agree with it."""
+    """A part with its process and, in a store, its folder, what must agree, what it says there."""
 
     part: Part
     process: Process
     path: Path | None
     identity: Identity | None
+    about: Mapping[str, Any] = {}
 
 
 def labelled(fixed: Mapping[str, Mapping[Any, Any]]) -> list[dict[str, Any]]:

@@ -88,8 +88,8 @@ def program(process: Process, layout: Layout, capacity: Mapping[str, int]) -> Pr
         return lax.fori_loop(0, halts, halt, (state, records))
 
     return Program(
-        start=_over_runs(process.init, layout, per_run=1),
-        advance=_over_runs(advance, layout, per_run=2, donate=(0,)),
+        start=over_runs(process.init, layout, per_run=1),
+        advance=over_runs(advance, layout, per_run=2, donate=(0,)),
     )
 
 
@@ -181,14 +181,21 @@ def ahead(
     return Program(start, advance)
 
 
-def _over_runs(
+def over_runs(
     function: Function | Callable[..., Any],
     layout: Layout,
     *,
     per_run: int,
     donate: tuple[int, ...] = (),
 ) -> Any:
-    """`function` of one run, over a dispatch: blocks in turn, a block's runs at once."""
+    """`function` of one run, over a dispatch: blocks in turn, a block's runs at once.
+
+    Args:
+        function: of one run.
+        layout: complete.
+        per_run: how many of its arguments, the first ones, are each run's own.
+        donate: which arguments it takes for itself.
+    """
     blocks, width = layout.blocks or 1, layout.width or 1
 
     def dispatch(*arguments: Any) -> Any:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lab.sweep import jobs
 from lab.sweep.book import Book
 from lab.sweep.cadence import BEFORE, Segment
+from lab.sweep.feed import fed
 from lab.sweep.fit import exhausted, too_wide
 from lab.sweep.layout import Layout, cores, devices
 from lab.sweep.parcel import settings
@@ -147,7 +148,8 @@ def compiling(
     """
     cadence, layout, process = part.cadence, book.layout, book.process
     assert layout.segment
-    shared = functools.cache(lambda: jax.device_put(dict(part.shared), device))
+    always = functools.cache(lambda: jax.device_put(dict(part.shared), device))
+    shared = fed(part.feed, always, cadence.steps, device)
     if layout.backend == "wide":
         made = book.programs.get(device) or compiled(part, process, layout, device, pool)
         return lambda dispatch: _segments(book, dispatch, made.program(), shared, device, keep)
@@ -173,7 +175,7 @@ def _segments(
     book: Book,
     dispatch: int,
     programs: Program,
-    shared: Callable[[], Any],
+    shared: Callable[[int], Any],
     device: jax.Device,
     keep: bool,
 ) -> Iterator[Advanced]:
@@ -185,7 +187,7 @@ def _segments(
     assert length
     point, saved = jax.device_put(book.point(dispatch), device), book.load(dispatch)
     if saved is None:
-        state, step, last = programs.start(point, shared()), BEFORE, None
+        state, step, last = programs.start(point, shared(BEFORE)), BEFORE, None
     else:
         step, last = saved.step, saved.last
         state = _revived(saved, book.process, device) if step < cadence.steps else None
@@ -195,7 +197,7 @@ def _segments(
         while step < cadence.steps or under_way:
             if step < cadence.steps:
                 segment = cadence.segment(step, length)
-                state, new = programs.advance(state, point, shared(), *plan(segment))
+                state, new = programs.advance(state, point, shared(step), *plan(segment))
                 leaves = jax.tree.leaves(state) if keep or segment.stop < cadence.steps else []
                 if at_once > 1:  # the next segment takes the state for itself
                     leaves = _on_the_way(leaves) if book.store else []

@@ -6,10 +6,12 @@
         runs.npz            name and hyperparameters of each run, by row
         records/00003/0000000140.npz    dispatch 3, the records of a segment that ends at step 140
         states/00003.npz    dispatch 3: its state, its step, its last file of records
-        lease-*.pkl         while an executor's workers write here too: see `jobs`
+    kept/00003/0000000140.npz       dispatch 3: its state at step 140, where that is kept
+        measured/KEY/00003/0000000140.npz   what a measure gave of that state: see `measuring`
+    lease-*.pkl         while an executor's workers write here too: see `jobs`
 
-A segment's records are written first, then its dispatch's state is renamed into place. That rename
-is the commit: what lies past it is ignored and written again, to the same bytes.
+A segment's records are written first, then a kept state, then its dispatch's state is renamed into
+place. That rename is the commit: what lies past it is ignored and written again, to the same bytes.
 
 Nothing is read on trust. The manifest, the runs and each state hold a digest of themselves; a state
 holds the digest of its last file of records, which holds that of the file before, and so on; and a
@@ -28,7 +30,7 @@ import os
 import struct
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
@@ -42,7 +44,8 @@ from lab.sweep.layout import Layout
 from lab.types import BadInput
 
 Records = Mapping[str, np.ndarray]
-"""{name: values}, with leading axes (run of the dispatch, record)."""
+"""{name: values}, with leading axes (run of the dispatch, record); in a store also the steps of
+its records, {"at/STREAM": [[step, ...]]}."""
 
 _SIZES = struct.Struct("<HH")
 """Of a zip member's name and extra field, in its own header."""
@@ -75,6 +78,7 @@ class Store(NamedTuple):
         names: the name of each row's run, empty where the row is padding.
         points: {hyperparameter: values by row}.
         seen: {dispatch: the step that it was last found at}, which only grows.
+        about: what it says of itself; see `lab.sweep.about`.
     """
 
     path: Path
@@ -83,6 +87,7 @@ class Store(NamedTuple):
     names: list[str]
     points: dict[str, np.ndarray]
     seen: dict[int, int]
+    about: Mapping[str, Any] = {}
 
     def found(self, names: Sequence[str]) -> np.ndarray:
         """The row of each run, -1 where the store does not have it."""
@@ -127,27 +132,78 @@ class Store(NamedTuple):
             BadInput: its file is damaged, or is of other runs or another store.
         """
         held = self._held(dispatch)
-        if held is None:
-            return None
-        count = sum(name.startswith("leaf") for name in held)
-        leaves = [held[f"leaf{i:04d}"].copy() for i in range(count)]
-        leaves = [a.view(jnp.dtype(str(n))) for a, n in zip(leaves, held["dtypes"], strict=True)]
-        return Saved(int(held["step"]), leaves, _last(held))
+        return Saved(int(held["step"]), _leaves(held), _last(held)) if held else None
 
     def _held(self, dispatch: int) -> dict[str, np.ndarray] | None:
         """What a dispatch's state file holds, checked, or None."""
-        file = self._state(dispatch)
-        with _reading(file):
-            held = _unsealed(file.read_bytes()) if file.exists() else None
-        if held is None:
-            return None
-        if str(held["belongs"]) != self._belongs(dispatch):
-            raise BadInput(f"store: {file} belongs to other runs or another store; {AGAIN}")
-        self.seen[dispatch] = int(held["step"])
+        held = self._owned(self._state(dispatch), dispatch)
+        if held:
+            self.seen[dispatch] = int(held["step"])
         return held
 
+    def _owned(
+        self, file: Path, dispatch: int, step: int | None = None
+    ) -> dict[str, np.ndarray] | None:
+        """What a file holds, if it is this dispatch's, and of this step; None if there is none."""
+        with _reading(file):
+            held = _unsealed(file.read_bytes()) if file.exists() else None
+        if held and str(held["belongs"]) != self._belongs(dispatch):
+            raise BadInput(f"store: {file} belongs to other runs or another store; {AGAIN}")
+        if held and step is not None and int(held["step"]) != step:
+            raise BadInput(f"store: {file} is of step {held['step']}; {AGAIN}")
+        return held
+
+    def keeps(self, dispatch: int, step: int) -> bool:
+        """Whether a dispatch's state at this step has a file of its own."""
+        return self._kept(dispatch, step).exists()
+
+    def keep(self, dispatch: int, step: int, leaves: Sequence[Any]) -> None:
+        """Give a dispatch's state at this step a file of its own."""
+        with _writing(self.path):
+            content = {"step": step, "belongs": self._belongs(dispatch), **_named(leaves)}
+            _write(self._kept(dispatch, step), _sealed(content))
+
+    def at(self, dispatch: int, step: int) -> list[np.ndarray] | None:
+        """The leaves of a dispatch's state at this step, or None where it was not kept.
+
+        Raises:
+            BadInput: its file is damaged, or is of other runs, another step or another store.
+        """
+        file = self._kept(dispatch, step)
+        held = self._owned(file, dispatch, step)
+        if held is None:
+            saved = self.load(dispatch)
+            return saved.leaves if saved and saved.step == step else None
+        return _leaves(held)
+
+    def has_measured(self, key: str, dispatch: int, step: int) -> bool:
+        """Whether a measure of a dispatch's state at this step is kept under this key."""
+        return self._measured(key, dispatch, step).exists()
+
+    def measured(self, key: str, dispatch: int, step: int) -> Records | None:
+        """{name: values by run} that a measure gave of a dispatch's state, or None.
+
+        Raises:
+            BadInput: the file is damaged, or is of other runs, another step or another store.
+        """
+        held = self._owned(self._measured(key, dispatch, step), dispatch, step)
+        return held and {n.removeprefix("of/"): a for n, a in held.items() if n.startswith("of/")}
+
+    def keep_measured(self, key: str, dispatch: int, step: int, records: Records) -> None:
+        """Keep what a measure gave of a dispatch's state at this step."""
+        head = {"step": step, "belongs": self._belongs(dispatch)}
+        values = {f"of/{name}": _storable(array) for name, array in records.items()}
+        with _writing(self.path):
+            _write(self._measured(key, dispatch, step), _sealed({**head, **values}))
+
     def append(
-        self, dispatch: int, last: Last | None, step: int, records: Records, leaves: Sequence[Any]
+        self,
+        dispatch: int,
+        last: Last | None,
+        step: int,
+        records: Records,
+        leaves: Sequence[Any],
+        kept: bool = False,
     ) -> Last:
         """Commit a segment: its records, then the state that they lead to.
 
@@ -157,21 +213,22 @@ class Store(NamedTuple):
             step: that it ends at.
             records: of the segment.
             leaves: of the state, or none to keep none.
+            kept: whether the state gets a file of its own too.
         """
-        records = {name: _storable(array) for name, array in records.items()}
-        before, length = last, self.layout.segment or 1
-        if last and last.step % length:  # the segment was begun in a shorter run
+        records, before = {name: _storable(array) for name, array in records.items()}, last
+        if last and self._within(last.step):
             start, before = self._segment(dispatch, last)
             records = {name: np.concatenate([start[name], records[name]], 1) for name in records}
+        records = {name: np.ascontiguousarray(array) for name, array in records.items()}
         link = np.array([str(before.step), before.digest] if before else [str(BEFORE), ""])
         content = _npz({**{f"of/{n}": array for n, array in records.items()}, "before": link})
         with _writing(self.path):
             _write(self._file(dispatch, step), content)
+            if kept:
+                self.keep(dispatch, step, leaves)
             last = Last(step, _digest(content))
-            state = {f"leaf{i:04d}": _storable(leaf) for i, leaf in enumerate(leaves)}
             head = {"step": step, "last": last.digest, "belongs": self._belongs(dispatch)}
-            head["dtypes"] = np.array([leaf.dtype.name for leaf in leaves], str)  # as of bfloat16
-            _write(self._state(dispatch), _sealed({**head, **state}))
+            _write(self._state(dispatch), _sealed({**head, **_named(leaves)}))
         self.seen[dispatch] = step
         return last
 
@@ -192,22 +249,35 @@ class Store(NamedTuple):
         """Remove what killed writers and shorter runs left; for the coordinator alone."""
         left = [
             file
-            for pattern in ("*.new", "lease-*.pkl", "states/*.new", "records/*/*.new")
+            for pattern in ("*.new", "lease-*.pkl", "states/*.new", "*/*/*.new", "*/*/*/*.new")
             for file in self.path.glob(pattern)
         ]
         for folder in self.path.glob("records/*"):
-            left += self._left(int(folder.name), [*folder.glob("*.npz")])
+            left += self._left(int(folder.name), [*folder.glob("*.npz")], self._within)
+        for folder in self.path.glob("kept/*"):
+            left += self._left(int(folder.name), [*folder.glob("*.npz")], lambda _: False)
         with _writing(self.path):
             for file in left:
                 file.unlink(missing_ok=True)
 
-    def _left(self, dispatch: int, files: Sequence[Path]) -> list[Path]:
-        """Of a dispatch's files of records, those that its state does not lead to."""
-        length = self.layout.segment or 1
+    def _within(self, step: int) -> bool:
+        """Whether a segment that ends there is a part of one, to be joined to the next."""
+        return step == 0 or step % (self.layout.segment or 1) > 0
+
+    def _left(
+        self, dispatch: int, files: Sequence[Path], passing: Callable[[int], bool]
+    ) -> list[Path]:
+        """Of a dispatch's files of records or states, those that its state does not lead to.
+
+        Args:
+            dispatch: its number.
+            files: named by the steps that they end at.
+            passing: passing(step) -> whether such a file is needed until another is reached only.
+        """
         ends = {file: int(file.stem) for file in files}
 
         def left(reached: int) -> list[Path]:
-            return [f for f, t in ends.items() if t > reached or (t % length and t < reached)]
+            return [f for f, t in ends.items() if t > reached or (t < reached and passing(t))]
 
         try:
             if not left(self.reached(dispatch, BEFORE + 1)):
@@ -239,6 +309,12 @@ class Store(NamedTuple):
     def _state(self, dispatch: int) -> Path:
         return self.path / "states" / f"{dispatch:05d}.npz"
 
+    def _measured(self, key: str, dispatch: int, step: int) -> Path:
+        return self.path / "measured" / key / f"{dispatch:05d}" / f"{step:010d}.npz"
+
+    def _kept(self, dispatch: int, step: int) -> Path:
+        return self.path / "kept" / f"{dispatch:05d}" / f"{step:010d}.npz"
+
     def _file(self, dispatch: int, step: int) -> Path:
         return self.path / "records" / f"{dispatch:05d}" / f"{step:010d}.npz"
 
@@ -256,16 +332,16 @@ def stored(path: Path) -> Store | None:
                 raise BadInput(f"store: {path} has records but no manifest.json; {AGAIN}")
             return None
         held = _manifest(path)
-    layout = Layout(**{"backend": "blocks", **held["layout"]})  # written before there were two
+    layout = Layout(**held["layout"])
     with _reading(runs):
         if not runs.exists():
             if any(path.glob("states/*")):
                 raise BadInput(f"store: {path} has states but no runs.npz; {AGAIN}")
-            return Store(path, layout, held["digest"], [], {}, {})
+            return Store(path, layout, held["digest"], [], {}, {}, held["about"])
         arrays = _unsealed(runs.read_bytes())
     names = arrays.pop("names").tobytes().decode().split("\n")
     points = {name.removeprefix("of/"): values.copy() for name, values in arrays.items()}
-    return Store(path, layout, held["digest"], names, points, {})
+    return Store(path, layout, held["digest"], names, points, {}, held["about"])
 
 
 def agreed(
@@ -302,6 +378,7 @@ def opened(
     layout: Layout,
     names: Sequence[str],
     points: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
 ) -> Store:
     """A part that was agreed on, made or extended as the runs asked for need.
 
@@ -312,9 +389,11 @@ def opened(
         layout: of a new store.
         names: of the runs asked for.
         points: {hyperparameter: its value in each of these runs}.
+        about: what a new store says of itself.
     """
     if store is None:
         kept = {"identity": identity, "layout": layout._replace(devices=None)._asdict()}
+        kept["about"] = dict(about)
         manifest = {**kept, "digest": _digest(json.dumps(kept).encode())}
         with _writing(path):
             _write(path / "manifest.json", json.dumps(manifest, indent=1).encode())
@@ -430,9 +509,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     with _reading(file):
         held = json.loads(file.read_text())
-        kept = {name: held[name] for name in ("identity", "layout")}
+        kept = {name: value for name, value in held.items() if name != "digest"}
         if held["digest"] != _digest(json.dumps(kept).encode()):
             raise ValueError
+        if "about" not in held:
+            raise BadInput(f"store: {path} was made before stores said what they hold; {AGAIN}")
     return held
 
 
@@ -483,15 +564,32 @@ def _unsealed(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def foreign(dtype: Any) -> bool:
+    """Whether a dtype is none of NumPy's own: bfloat16, float8 and their like."""
+    return np.dtype(dtype).isbuiltin == 2
+
+
 def _storable(array: np.ndarray) -> np.ndarray:
     """The array as NumPy's files have it: bfloat16, float8 and their like as so many bytes."""
-    return array if array.dtype.isbuiltin == 1 else array.view(f"V{array.dtype.itemsize}")
+    return array.view(f"V{array.dtype.itemsize}") if foreign(array.dtype) else array
 
 
 def _seal(arrays: Mapping[str, np.ndarray]) -> str:
     items = sorted(arrays.items())
     form = [[name, a.dtype.kind, a.dtype.itemsize, a.shape] for name, a in items]
     return _digest(json.dumps(form).encode(), *(_flat(a).data for _, a in items))
+
+
+def _named(leaves: Sequence[Any]) -> dict[str, Any]:
+    """The leaves of a state as entries of a file, with the dtypes that NumPy's lack: bfloat16."""
+    named = {f"leaf{i:04d}": _storable(leaf) for i, leaf in enumerate(leaves)}
+    return {**named, "dtypes": np.array([leaf.dtype.name for leaf in leaves], str)}
+
+
+def _leaves(held: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The inverse of `_named`."""
+    dtypes = held["dtypes"]
+    return [held[f"leaf{i:04d}"].copy().view(jnp.dtype(str(n))) for i, n in enumerate(dtypes)]
 
 
 def _last(held: Mapping[str, np.ndarray]) -> Last:

@@ -1,0 +1,105 @@
+"""Feed: data that stay on the host, and come to the device a window of steps at a time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lab.sweep import check
+from lab.sweep.layout import Layout
+from lab.types import BadInput
+
+
+class Feed(NamedTuple):
+    """Data for each step, which a device holds for `steps` steps only.
+
+    Each array that `batches` gives is an argument of the dynamics, as `shared` ones are, with a
+    leading axis of `steps`: `step` takes `x[t % len(x)]` for its own; what `observe` sees in it
+    belongs to the step before. A segment is `steps` long.
+
+    Attributes:
+        batches: batches(first, stop) -> {name: array}, entry i of each being for step first + i;
+            depends on nothing but these. It is called once a segment for each dispatch of runs.
+        steps: of a window.
+
+    >>> data = np.arange(10.0)
+    >>> Feed(lambda first, stop: {"x": data[first:stop]}, steps=4).window(8, 10)
+    {'x': array([8., 9., 9., 9.], dtype=float32)}
+    """
+
+    batches: Callable[[int, int], Mapping[str, Any]]
+    steps: int
+
+    def window(self, reached: int, steps: int) -> dict[str, np.ndarray]:
+        """The arrays of the window that step `reached` begins or lies in; past `steps`, the last.
+
+        Raises:
+            BadInput: they are not one entry a step.
+        """
+        first = max(reached, 0) // self.steps * self.steps
+        stop = min(first + self.steps, steps)
+        given = check.mapping("feed", self.batches(first, stop), "{'x': array}")
+        held = {name: plain_copy(array) for name, array in check.shared(given).items()}
+        for name, array in held.items():
+            if not array.ndim or len(array) != stop - first:
+                raise BadInput(
+                    f"feed: {name!r} has shape {[*array.shape]} for steps {first} to {stop}; give "
+                    f"{stop - first} entries, one a step"
+                )
+            rest = np.repeat(array[-1:], self.steps - len(array), 0)
+            held[name] = np.concatenate([array, rest]) if len(rest) else array
+        return held
+
+
+def plain_copy(array: Any) -> np.ndarray:
+    """A copy on the host: whoever gave it may write into it again."""
+    return np.array(array)
+
+
+def checked(feed: Any, asked: Layout, steps: int) -> tuple[dict[str, np.ndarray], Layout]:
+    """The first window, and the layout that is asked for with windows for segments.
+
+    Raises:
+        BadInput: it is no `Feed`, or the layout has another segment.
+    """
+    if feed is None:
+        return {}, asked
+    if not isinstance(feed, Feed) or not callable(feed.batches):
+        raise BadInput(f"feed: {feed!r} is no Feed; give lab.sweep.Feed(batches, steps=100)")
+    if check.positive_int("feed: steps", feed.steps) > steps:
+        raise BadInput(f"feed: steps is {feed.steps}, more than a run's; give at most {steps}")
+    if asked.segment not in (None, feed.steps):
+        raise BadInput(
+            f"layout: segment is {asked.segment}, and feed gives {feed.steps} steps at a time; "
+            "leave the segment out"
+        )
+    return feed.window(0, steps), asked._replace(segment=feed.steps)
+
+
+def fed(
+    feed: Feed | None, shared: Callable[[], dict[str, Any]], steps: int, device: jax.Device
+) -> Callable[[int], dict[str, Any]]:
+    """shared(reached) -> the arrays on a device, as the segment after step `reached` reads them.
+
+    Args:
+        feed: what changes with the window.
+        shared: what does not, and the first window's.
+        steps: of each run.
+        device: where they go.
+    """
+    if feed is None:
+        return lambda reached: shared()
+
+    def now(reached: int) -> dict[str, Any]:
+        window, always = feed.window(reached, steps), shared()
+        for name, array in window.items():
+            first = always[name]
+            if (array.shape, array.dtype) != (first.shape, first.dtype):
+                raise BadInput(
+                    f"feed: {name!r} is {array.dtype}{[*array.shape]} at step {max(reached, 0)}, "
+                    f"where it was {first.dtype}{[*first.shape]} before; give one shape"
+                )
+        return always | jax.device_put(window, device)
+
+    return now
