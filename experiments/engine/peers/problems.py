@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     Attributes:
         title: what is trained.
         training: training(seed, x, y) -> Dynamics; records "loss" each `EVERY` steps, that from
-            which the last step started (the greatest float at first), and "sharpness" each
+            which the last step started (at first that of the initial weights), and "sharpness" each
             `INSPECT_EVERY` where it is measured.
         examples: {"x", "y"}: the training set.
         runs: seeds 0, 1, ...
