@@ -283,7 +283,7 @@ def trace(operator: Operator, *, key: PRNGKeyArray, probes: int = 32) -> Estimat
         raise BadInput(f"a standard error needs probes >= 2, got probes={probes}")
     zero, unravel = ravel_pytree(operator.domain)
 
-    def sample(probe_key: Array) -> Array:
+    def sample(probe_key: PRNGKeyArray) -> Array:
         signs = jax.random.rademacher(probe_key, zero.shape, zero.dtype)
         return jnp.vdot(signs, ravel_pytree(operator.matvec(unravel(signs)))[0])
 
@@ -311,7 +311,7 @@ def spectral_quadrature(
     if probes < 1:
         raise BadInput(f"the quadrature needs probes >= 1, got probes={probes}")
 
-    def probe(probe_key: Array) -> Quadrature:
+    def probe(probe_key: PRNGKeyArray) -> Quadrature:
         ritz = lanczos(operator.matvec, _start(operator, probe_key, None), k)
         nodes = jnp.where(jnp.isnan(ritz.values), ritz.values[0], ritz.values)
         return Quadrature(nodes, ritz.weights / probes)
@@ -444,7 +444,7 @@ def rmsprop_preconditioner(
     return jax.tree.map(leaf, state.nu)
 
 
-def _start(operator: Operator, key: Array | None, vector: Params | None) -> Params:
+def _start(operator: Operator, key: PRNGKeyArray | None, vector: Params | None) -> Params:
     """The start of a Krylov space: `vector`, or a normal one drawn from `key`."""
     if (key is None) == (vector is None):
         raise BadInput("Lanczos starts from key=... or from vector=...: give exactly one")

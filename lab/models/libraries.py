@@ -28,7 +28,7 @@ class Stateful(NamedTuple):
         apply: `apply(params, rest, x, key=None, train=True) -> (y, new rest)`.
     """
 
-    init: Callable[[Array], tuple[Params, PyTree]]
+    init: Callable[[PRNGKeyArray], tuple[Params, PyTree]]
     apply: Callable[..., Any]
 
 
