@@ -1,6 +1,15 @@
 """Data: real digits, held by installed packages and never downloaded, and drawn sequences."""
 
-from lab.data.augmentations import Augmentation, augmented, several_views, two_views, views
+from lab.data.augmentations import (
+    Augmentation,
+    augmented,
+    displacement,
+    erased,
+    several_views,
+    two_views,
+    views,
+    warped,
+)
 from lab.data.batches import epochs, minibatch, pairs
 from lab.data.digits import Digits, Parts, Split, mnist, mnist1d, parts, sklearn_digits
 from lab.data.selection import Selection, token_selection
@@ -26,7 +35,9 @@ __all__ = [
     "Split",
     "augmented",
     "chain_sequences",
+    "displacement",
     "epochs",
+    "erased",
     "in_context_regression",
     "markov_chains",
     "minibatch",
@@ -41,4 +52,5 @@ __all__ = [
     "token_selection",
     "two_views",
     "views",
+    "warped",
 ]
