@@ -361,6 +361,10 @@ REFUSED = {
         {"loss": lambda w, c: (w @ w, {"m": c["m"][:1]}), "carry": lambda: {"m": W}},
         "loss: carries on {'m': float32[1]}; carry it as it came, {'m': float32[2]}",
     ),
+    "no batch": (
+        {"loss": lambda w: w @ w, "batch": lambda t: t, "key": jax.random.key(0)},
+        "loss: takes (w); it is given (params, batch, key=)",
+    ),
     "both": ({"has_aux": True, "carry": lambda: W}, "has_aux: True beside carry"),
     "unknown extra": ({"optimizer": needy()}, "write what needs something else as a lab.types.D"),
     "in a chain": (

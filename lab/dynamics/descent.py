@@ -60,7 +60,7 @@ def descent(
     gradient, all on the batch of the step. Of `optax.LookaheadParams` the loss takes the fast ones.
 
     Args:
-        loss: -> scalar.
+        loss: gives a scalar, a mean over the batch.
         optimizer: any optax transformation; its rate may be a tracer.
         init: init() -> params.
         observe: observe(state, t) -> record, of a `Descent`.
@@ -74,8 +74,8 @@ def descent(
             into it.
 
     Raises:
-        BadInput: a loss that returns something else, an optimiser that asks for something else,
-            `has_aux` beside `carry`.
+        BadInput: a loss that takes or returns something else, an optimiser that asks for something
+            else, `has_aux` beside `carry`.
 
     >>> process = descent(
     ...     lambda w: 0.5 * w**2,
@@ -128,13 +128,16 @@ def objectives(
     """objective(carried, t) -> the loss of step t, of the params alone: see `descent`.
 
     Raises:
-        BadInput: `has_aux` beside `carry`; when it is called, a loss that returns something else.
+        BadInput: `has_aux` beside `carry`, a loss that takes something else; when it is called, a
+            loss that returns something else.
 
     >>> objectives(lambda w, x: w * x, batch=lambda t: t + 1)(None, jnp.int32(2))(jnp.float32(5))
     (Array(15., dtype=float32), None)
     """
     if has_aux and carry is not None:
         raise BadInput("has_aux: True beside carry; what the loss returns is carried, drop has_aux")
+    shown = ["params", *["carried"] * (carry is not None), *["batch"] * (batch is not None)]
+    _check_takes(loss, shown, {"key": key} if key is not None else {})
 
     def objective(carried: Any, t: Array) -> Objective:
         given = () if carry is None else (carried,)
@@ -232,6 +235,19 @@ def strong(tree: PyTree) -> PyTree:
 def _seen(params: Params) -> Params:
     """The params that the loss takes."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def _check_takes(loss: Callable[..., Any], shown: list[str], named: dict[str, Any]) -> None:
+    """Refuse a loss that cannot be called so."""
+    try:
+        takes = signatures.signature(loss)
+    except (TypeError, ValueError):  # of some callables written in C
+        return
+    try:
+        takes.bind(*shown, **named)
+    except TypeError:
+        given = ", ".join([*shown, *[f"{name}=" for name in named]])
+        raise BadInput(f"loss: takes {takes}; it is given ({given})") from None
 
 
 def _scalar(value: Any) -> Array:
