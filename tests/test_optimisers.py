@@ -44,13 +44,13 @@ def swept(process, **rest):
     return sweep(process, {"lr": LRS}, steps=STEPS, every=1, **rest)
 
 
-def plain(optimizer):
+def plain(optimizer, asks=True):
     """The loop of optax's own documentation."""
 
     def step(state, t):
         params, opt_state = state
         value, grad = jax.value_and_grad(loss)(params)
-        more = {"value": value, "grad": grad, "value_fn": loss}
+        more = {"value": value, "grad": grad, "value_fn": loss} if asks else {}
         updates, opt_state = optimizer.update(grad, opt_state, params, **more)
         return optax.apply_updates(params, updates), opt_state
 
@@ -141,6 +141,37 @@ def test_opaque_sam_of_optax_is_sharpness_aware():
         lambda lr: sharpness_aware(loss, optax.sgd(lr), rho=0.3, init=start, observe=observe)
     )
     np.testing.assert_allclose(sam.w, own.w, rtol=1e-5, atol=1e-6)
+
+
+def test_transparent_sam_of_optax_climbs_and_descends_by_turns():
+    def optimizer(lr):
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
+        return optax.contrib.sam(optax.sgd(lr), ascent)
+
+    data = swept(lambda lr: descent(loss, optimizer(lr), init=start, observe=observe))
+    expected = plain(optimizer(0.1), asks=False)
+    np.testing.assert_allclose(data.w.sel(lr=0.1), expected, rtol=1e-5, atol=1e-6)
+    assert data.loss.sel(lr=0.1)[2] > data.loss.sel(lr=0.1)[1], "the first step climbs"
+
+
+def test_sharpness_aware_carries_on_from_where_it_stands_and_draws_once_a_step():
+    def objective(w, carried, *, key):
+        return jnp.sum((w - jax.random.normal(key, (2,))) ** 2), carried + w
+
+    process = sharpness_aware(
+        objective,
+        optax.sgd(0.5),
+        rho=0.1,
+        init=lambda: jnp.ones(2),
+        carry=lambda: jnp.zeros(2),
+        key=jax.random.key(1),
+        observe=lambda state, t: {},
+    )
+    state = process.step(process.init(), jnp.int32(0))
+    np.testing.assert_array_equal(state.aux, 1)
+    g = 2 * (1 - jax.random.normal(jax.random.fold_in(jax.random.key(1), 0), (2,)))
+    expected = 1 - 0.5 * (g + 2 * 0.1 * g / jnp.linalg.norm(g))
+    np.testing.assert_allclose(state.params, expected, rtol=1e-5)
 
 
 def test_at_a_minimum_sharpness_aware_stays():

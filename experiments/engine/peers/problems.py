@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from lab.data import minibatch, mnist, pixel_sequences, sklearn_digits
 from lab.dynamics import Descent, descent, followed
@@ -109,7 +109,7 @@ def training(
     )
 
 
-def perturbed(key: Array, vector: Params, *, size: float) -> Params:
+def perturbed(key: PRNGKeyArray, vector: Params, *, size: float) -> Params:
     """A unit vector plus a random one of length about `size`."""
     flat, unravel = ravel_pytree(vector)
     return unravel(flat + size / flat.size**0.5 * jax.random.normal(key, flat.shape, flat.dtype))
