@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from lab.sweep.about import leaf_count, rebuilt
-from lab.sweep.axes import Axis, exact, run_keys
+from lab.sweep.axes import ALONE, Axis, exact, run_keys
 from lab.sweep.cadence import BEFORE, Cadence
 from lab.sweep.check import place
 from lab.sweep.dataset import dataset
@@ -344,7 +344,7 @@ def _labels(run: str) -> dict[str, Any]:
     {'lr': 0.1, 'mask': 'a b', 'seed': 0}
     """
     labels, at, decoder = dict[str, Any](), 0, json.JSONDecoder()
-    while at < len(run):
+    while run != ALONE and at < len(run):
         equals = run.index("=", at)
         value, end = decoder.raw_decode(run, equals + 1)
         labels[run[at:equals]] = value
