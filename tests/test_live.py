@@ -87,15 +87,30 @@ def test_what_it_raises_ends_the_sweep_and_nothing_stored_is_lost(unwatched, tmp
 
 
 def test_it_is_called_by_one_thread_at_a_time():
-    inside = threading.Lock()
+    inside, told = threading.Lock(), []
 
     def alone(reached):
         assert inside.acquire(blocking=False)
+        told.append(reached)
         jnp.ones(3).sum().block_until_ready()
         time.sleep(0.02)  # the other device's thread comes meanwhile
         inside.release()
 
     swept(layout={"width": 1, "blocks": 1, "segment": 2}, on_segment=alone)
+    assert len(told) == 6 * 4
+
+
+def test_none_is_told_after_it_has_raised():
+    told = []
+
+    def slowly(reached):
+        told.append(reached)
+        time.sleep(0.1)  # the other device's thread waits meanwhile
+        raise Enough
+
+    with pytest.raises(Enough):
+        swept(layout={"width": 1, "blocks": 1, "segment": 2}, on_segment=slowly)
+    assert len(told) == 1
 
 
 def test_what_cannot_be_told_is_refused(tmp_path):
