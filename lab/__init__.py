@@ -19,3 +19,5 @@ floor 4   `lab.experiment`   main(): command line, progress, claims table, figur
 
 Read `lab/types.py`, then `lab/sweep/engine.py`, then one file of `experiments/`.
 """
+
+__version__ = "0.2.0"

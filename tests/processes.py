@@ -68,7 +68,6 @@ def drifting(lr, seed):
         init=lambda: jnp.zeros(3),
         step=step,
         observe=lambda x, t: {"x": x, "norm": jnp.sum(x**2)},
-        inspect=lambda x, t: {"time": jnp.float32(t)},
     )
 
 

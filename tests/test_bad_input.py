@@ -5,8 +5,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
+from lab.data import mnist
 from lab.sweep import run, sweep
 from lab.types import BadInput, Dynamics
 
@@ -16,7 +19,6 @@ def process(lr=0.1, seed=0):
         init=lambda: {"w": jnp.ones(2), "n": jnp.int32(0)},
         step=lambda s, t: {"w": s["w"] * (1 - lr), "n": s["n"] + 1},
         observe=lambda s, t: {"w": s["w"]},
-        inspect=lambda s, t: {"norm": jnp.sum(s["w"])},
     )
 
 
@@ -24,6 +26,7 @@ def changed(**functions):
     return lambda lr, seed=0: process(lr, seed)._replace(**functions)
 
 
+TWO = {"lr": [0.1], "seed": [0]}
 GOOD = {"axes": {"lr": [0.1]}, "steps": 10, "every": 5}
 CASES = {
     "no axis": ({"axes": {}}, "axes: .* has no axis"),
@@ -228,7 +231,7 @@ CASES = {
             {"dynamics": changed(observe=lambda s, t, name=name: {name: s["w"]})},
             "observe: names a record .*; give letters",
         )
-        for name in ("", "..", "a/b", "a\0b", "a\nb", 3)
+        for name in ("", "..", "/a", "a\0b", "a\nb", 3)
     },
     "by position": ({"dynamics": lambda lr, /: process(lr)}, "dynamics: 'lr' is taken by position"),
     "init no function": ({"dynamics": changed(init=3)}, "init: 3 is no function; give one"),
@@ -240,7 +243,7 @@ CASES = {
         {"dynamics": changed(step=lambda s: s)},
         r"step: takes \(s\); let it take \(state, t\)",
     ),
-    "observes words": (
+    "observes words within": (
         {"dynamics": changed(observe=lambda s, t: {"x": np.array(["a"])})},
         "observe: 'x' holds <U1; give an array of numbers",
     ),
@@ -265,9 +268,13 @@ CASES = {
         )
     },
     "a tuple": ({"dynamics": lambda lr: (1, 2)}, "dynamics: returned a tuple"),
-    "observes a float": (
-        {"dynamics": changed(observe=lambda s, t: {"x": 1.0})},
-        "observe: 'x' is a float",
+    "observes words": (
+        {"dynamics": changed(observe=lambda s, t: {"x": {"y": "no"}})},
+        "observe: 'x/y' is a str",
+    ),
+    "inspects at no time": (
+        {"dynamics": changed(inspect=lambda s, t: {"n": s["n"]})},
+        "inspect_every: None, but the Dynamics has an inspect; say how often",
     ),
     "observes an array": (
         {"dynamics": changed(observe=lambda s, t: s["w"])},
@@ -276,10 +283,6 @@ CASES = {
     "observes a key": (
         {"dynamics": changed(observe=lambda s, t: {"key": jax.random.key(0)})},
         "observe: 'key' is a random key",
-    ),
-    "observes std": (
-        {"dynamics": changed(observe=lambda s, t: {"std": s["w"]})},
-        "observe: 'std' is an attribute of xarray.Dataset",
     ),
     "observes an axis": (
         {"dynamics": changed(observe=lambda s, t: {"lr": s["w"]})},
@@ -304,11 +307,27 @@ CASES = {
     ),
     "if on a rate": (
         {"dynamics": lambda lr: process(lr if lr > 0 else 0.0)},
-        "init: 'lr' is traced .* static axis",
+        "init: 'lr' is traced .* in test_bad_input.py, line .* if lr > 0 .* static axis$",
     ),
     "NumPy on a rate": (
         {"dynamics": changed(step=lambda s, t: s) and (lambda lr: process(np.sqrt(float(lr))))},
         "'lr' is traced",
+    ),
+    "a schedule of optax's": (
+        {"dynamics": lambda lr: process(optax.warmup_cosine_decay_schedule(0.0, lr, 2, 9)(0))},
+        "init: 'lr' .* in test_bad_input.py, line .*; a schedule of peak 1 may be multiplied",
+    ),
+    "data by seed": (
+        {"dynamics": lambda lr, seed: process(mnist(10, pool=4, seed=seed)), "axes": TWO},
+        "init: 'seed' is traced .* in test_bad_input.py, line .* pool=4",
+    ),
+    "nnx's keys": (
+        {"dynamics": lambda lr, seed: process(nnx.Rngs(seed)), "axes": TWO},
+        "init: 'seed' is traced .* in test_bad_input.py, line .*nnx.Rngs",
+    ),
+    "a list by t": (
+        {"dynamics": changed(step=lambda s, t: s | {"w": s["w"] * [1.0, 2.0][t % 2]})},
+        r"step: the step index t .* in test_bad_input.py, line .*\[t % 2\].* an array to index",
     ),
     "int of t": (
         {"dynamics": changed(observe=lambda s, t: {"x": s["w"] if t % 10 else -s["w"]})},
@@ -323,7 +342,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_refused_in_one_line_before_compiling(case, monkeypatch):
-    monkeypatch.setattr(run, "program", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(run, "ahead", lambda *_, **__: pytest.fail("compiled"))
     given, named = CASES[case]
     with pytest.raises(BadInput, match=named) as refused:
         sweep(**{"dynamics": process, **GOOD, **given})

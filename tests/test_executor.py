@@ -14,6 +14,7 @@ import distributed
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import psutil
 import pytest
 import submitit
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 SETTINGS = CADENCE | {"layout": LAYOUT | {"devices": 1}}
 SHORT = {"steps": 20, "every": 5, "layout": {"width": 2, "blocks": 1, "segment": 10}}
+
+
+def brief(lr, seed, hidden=5, optimizer=optax.sgd):
+    """What is inspected at no time."""
+    return minibatch(lr, seed, hidden, optimizer)._replace(inspect=None)
 
 
 def spawning(workers=2):
@@ -226,7 +232,7 @@ def test_an_interrupt_cancels_the_jobs_that_have_not_begun(tmp_path, monkeypatch
     waiting = []
     monkeypatch.setattr(jobs, "_done", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sweep(minibatch, {"lr": [0.1], "seed": range(3)}, **SHORT, store=tmp_path, executor=Full())
+        sweep(brief, {"lr": [0.1], "seed": range(3)}, **SHORT, store=tmp_path, executor=Full())
     assert waiting and all(job.cancelled() for job in waiting)
 
 
@@ -236,7 +242,7 @@ def test_a_store_of_two_devices_goes_on_where_there_is_one(tmp_path):
         for steps, count in zip((20, 40), devices, strict=True):
             layout = SHORT["layout"] | {"devices": count}
             given = settings | {"steps": steps, "layout": layout, "store": tmp_path / name}
-            data = sweep(minibatch, axes, **given)
+            data = sweep(brief, axes, **given)
         assert f'"devices": {count}' in data.layout
         assert files(tmp_path / name) == files(tmp_path / "whole")
 
@@ -245,9 +251,9 @@ def test_an_executor_adds_steps_and_runs_to_a_store_of_two_devices(pool, tmp_pat
     less, more = {"lr": [0.1], "seed": range(3)}, {"lr": [0.1, 0.2], "seed": range(4)}
     settings = SHORT | {"layout": SHORT["layout"] | {"devices": 2}}
     for name, executor in (("alone", None), ("given", pool)):
-        sweep(minibatch, less, **settings, store=tmp_path / name)
+        sweep(brief, less, **settings, store=tmp_path / name)
         longer = settings | {"steps": 40}
-        sweep(minibatch, more, **longer, store=tmp_path / name, executor=executor)
+        sweep(brief, more, **longer, store=tmp_path / name, executor=executor)
     assert files(tmp_path / "given") == files(tmp_path / "alone")
 
 
@@ -289,7 +295,7 @@ def test_static_points_are_given_out_together(pool, tmp_path):
     axes = {"lr": [0.1], "seed": range(2)}
     settings = SHORT | {"layout": SHORT["layout"] | {"devices": 1}, "static": static}
     for name, executor in (("alone", None), ("given", pool)):
-        sweep(minibatch, axes, **settings, store=tmp_path / name, executor=executor)
+        sweep(brief, axes, **settings, store=tmp_path / name, executor=executor)
     assert files(tmp_path / "given") == files(tmp_path / "alone")
 
 
@@ -375,10 +381,10 @@ def test_a_lost_job_is_given_out_again_a_few_times(tmp_path):
 
 def test_a_job_without_its_coordinator_writes_nothing(tmp_path):
     axes = {"lr": [0.1], "seed": range(2)}
-    sweep(minibatch, axes, **SHORT, store=tmp_path)
+    sweep(brief, axes, **SHORT, store=tmp_path)
     before, lease = files(tmp_path), tmp_path / "gone"
     cadence = Cadence(80, {"step": np.arange(0, 81, 5)})
-    part = parts.Part(minibatch, parsed(axes), {}, {}, cadence)
+    part = parts.Part(brief, parsed(axes), {}, {}, cadence)
     with pytest.raises(BadInput, match=r"^store: .* the sweep that gave this job out has ended$"):
         run._worker(part, tmp_path, True, lease)(0)
     assert b"a worker does not see" in (jobs.work(str(lease), 0, 0) or b"")
@@ -389,7 +395,7 @@ def test_progress_goes_on_while_jobs_run(pool, tmp_path, capfd):
     axes = {"lr": [0.1], "seed": range(5)}
     settings = SHORT | {"store": tmp_path, "executor": pool, "progress": True}
     for _ in range(2):
-        sweep(minibatch, axes, **settings)
+        sweep(brief, axes, **settings)
         shown = capfd.readouterr().err
         for words in ("5/5 runs", "step 20", "100%"):
             assert words in shown
@@ -398,10 +404,10 @@ def test_progress_goes_on_while_jobs_run(pool, tmp_path, capfd):
 def test_by_default_a_job_is_of_one_device_and_as_wide_as_in_one_process(tmp_path):
     axes, settings = {"lr": [0.1], "seed": range(5)}, {"steps": 20, "every": 5}
     with ThreadPoolExecutor(1) as threads:
-        given = sweep(minibatch, axes, **settings, store=tmp_path, executor=threads)
+        given = sweep(brief, axes, **settings, store=tmp_path, executor=threads)
     width = 3 if available() > 1 else 5
     assert f'"devices": 1, "blocks": 1, "width": {width}' in given.layout
-    here = sweep(minibatch, axes, **settings)
+    here = sweep(brief, axes, **settings)
     assert f'"width": {width}' in here.layout
 
 
@@ -422,7 +428,7 @@ def forking():
 def test_what_cannot_give_out_jobs_is_refused_in_one_line(executor, given, said, tmp_path):
     axes = {"lr": [0.1], "seed": [0]}
     with pytest.raises(BadInput, match=f"^executor: {said}[^\n]*$"):
-        sweep(minibatch, axes, **SHORT, store=tmp_path if given else None, executor=executor)
+        sweep(brief, axes, **SHORT, store=tmp_path if given else None, executor=executor)
 
 
 def test_what_cannot_be_sent_is_refused_in_one_line(tmp_path):

@@ -54,7 +54,7 @@ def test_the_value_belongs_to_the_state_it_is_recorded_with():
 def test_following_changes_no_step():
     settings = {"steps": 12, "every": 4}
     alone = sweep(plain, {"lr": [0.05, 0.1]}, **settings)
-    both = sweep(tracked, {"lr": [0.05, 0.1]}, **settings)
+    both = sweep(tracked, {"lr": [0.05, 0.1]}, **settings, inspect_every=4)
     np.testing.assert_allclose(alone.w, both.w, rtol=1e-6)
 
 

@@ -11,11 +11,20 @@ from jax.experimental import io_callback
 
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics
-from tests.processes import digest, drifting, files
+from tests.processes import digest, files
+from tests.processes import drifting as plainly_drifting
 
 AXES = {"lr": [0.1, 0.2], "seed": range(3)}
 LAYOUT = {"width": 2, "blocks": 2, "segment": 4}
 SETTINGS = {"steps": 8, "every": 2, "inspect_every": 4, "layout": LAYOUT}
+
+
+def drifting(lr, seed):
+    """Inspected too."""
+    made = plainly_drifting(lr, seed)
+    return made._replace(inspect=lambda x, t: {"time": jnp.float32(t)})
+
+
 swept = partial(sweep, drifting, AXES, **SETTINGS)
 
 

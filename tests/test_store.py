@@ -96,7 +96,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("extending", [False, True])
 def test_ended_at_any_write_and_run_again_gives_the_same_bytes(extending, tmp_path, monkeypatch):
-    settings = {**SMALL, "steps": 20, "layout": {"width": 2, "blocks": 1, "segment": 10}}
+    settings = {"steps": 20, "every": 5, "layout": {"width": 2, "blocks": 1, "segment": 10}}
     more = {"lr": [0.1], "seed": range(7)}
     whole, write = tmp_path / "whole", store_module._write
 

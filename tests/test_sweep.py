@@ -330,7 +330,7 @@ def test_on_a_terminal_progress_is_shown_unless_refused(asked, seen, monkeypatch
 
 
 def test_a_measured_layout_prints_its_candidates_and_a_store_keeps_it(tmp_path, capsys):
-    settings = {"steps": 20, "every": 10, "store": tmp_path / "store"}
+    settings = {"steps": 20, "every": 10, "inspect_every": 20, "store": tmp_path / "store"}
     axes = {"lr": [0.05], "seed": range(6)}
     first = sweep(minibatch, axes, **settings, layout="measure")
     printed = capsys.readouterr().err
@@ -338,5 +338,6 @@ def test_a_measured_layout_prints_its_candidates_and_a_store_keeps_it(tmp_path, 
     again = sweep(minibatch, axes, **settings | {"steps": 40}, layout="measure")
     assert capsys.readouterr().err == "" and again.attrs["layout"] == first.attrs["layout"]
     width = json.loads(first.attrs["layout"])[0]["width"]
-    by_hand = sweep(minibatch, axes, steps=40, every=10, layout={"width": width})
+    given = {"steps": 40, "every": 10, "inspect_every": 20}
+    by_hand = sweep(minibatch, axes, **given, layout={"width": width})
     np.testing.assert_array_equal(by_hand.loss, again.loss)

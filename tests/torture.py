@@ -716,7 +716,7 @@ def case(chance: random.Random) -> dict[str, str]:
         given[name] = filled(chance.choice(listed(WITH[name])), chance)
     if "store" not in given and (chance.random() < 0.4 or "executor" in given):
         given["store"] = "tmp / 'store'"
-    if "inspect_every" not in given and chance.random() < 0.3:
+    if "inspect_every" not in given and chance.random() < 0.9:
         given["inspect_every"] = "2"
     return given
 

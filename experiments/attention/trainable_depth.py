@@ -82,13 +82,16 @@ PRESETS = {"quick": Config(layers=(1, 2, 3, 4), seeds=6, steps=200), "paper": Co
 
 
 def training(
-    lr: Array, seed: Array, *, variant: tuple[bool, bool, bool], layers: int, config: Config
+    lr: Array, layers: Array, seed: Array, *, variant: tuple[bool, bool, bool], config: Config
 ) -> Dynamics:
-    """Adam on the task of saying which symbol a token is, after `layers` blocks."""
+    """Adam on the task of saying which symbol a token is, after `layers` blocks of those there are.
+
+    What is beyond them has no gradient: one compilation serves all depths.
+    """
     skip, norm, mlp = variant
     n, width = config.tokens, config.width
     parts: Any = {"norm": "pre" if norm else None, "hidden": 2 * width if mlp else None}
-    blocks = attention_blocks(width, layers=layers, skip=skip, **parts)
+    blocks = attention_blocks(width, layers=config.layers[-1], skip=skip, **parts)
 
     def init() -> Params:
         block_key, embed_key, head_key = jax.random.split(jax.random.key(seed), 3)
@@ -99,7 +102,7 @@ def training(
         }
 
     def output(params: Params) -> Array:
-        y = blocks.apply(params["blocks"], params["embed"])
+        y = jnp.stack(blocks.apply(params["blocks"], params["embed"], activations=True))[layers]
         return jax.nn.standardize(y, epsilon=1e-6) if norm else y
 
     def loss(params: Params) -> Array:
@@ -117,8 +120,8 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     variants = {name: had for name, had in VARIANTS.items() if name.split(",")[0] in config.parts}
     data = sweep(
         partial(training, config=config),
-        {"lr": config.lrs, "seed": seeds(config)},
-        static={"variant": variants, "layers": config.layers},
+        {"lr": config.lrs, "layers": config.layers, "seed": seeds(config)},
+        static={"variant": variants},
         steps=config.steps,
         every=config.every,
         store=store,

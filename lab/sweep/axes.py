@@ -21,6 +21,9 @@ from lab.types import BadInput
 LEARNING_RATES = ("lr", "learning_rate")
 """Names under which a negative value makes no sense."""
 
+ALONE = "alone"
+"""The name of the one run of a sweep without axes."""
+
 MOST_RUNS = 10**7
 """More than this, in an axis or in all, is taken for a slip of the hand."""
 
@@ -54,7 +57,8 @@ def parsed(axes: Mapping[Any, Any]) -> list[Axis]:
     """The axes as given by the caller, checked.
 
     Args:
-        axes: {name: values}, {name: {label: array}} or {(name, name): [(value, value), ...]}.
+        axes: {name: values}, {name: {label: array}} or {(name, name): [(value, value), ...]};
+            none makes one run.
 
     Raises:
         BadInput: an axis is empty, repeats a value, holds NaN, a negative learning rate, or a
@@ -63,8 +67,8 @@ def parsed(axes: Mapping[Any, Any]) -> list[Axis]:
     >>> [axis.dim for axis in parsed({("lr", "tau"): [(0.1, 3), (0.2, 5)], "seed": range(3)})]
     ['lr_tau', 'seed']
     """
-    if not isinstance(axes, Mapping) or not axes:
-        raise BadInput(f"axes: {axes!r} has no axis; give at least {{'seed': range(4)}}")
+    if not isinstance(axes, Mapping):
+        raise BadInput(f"axes: {axes!r} has no axis; give {{'seed': range(4)}}, or {{}}")
     result = [_axis(name, values) for name, values in axes.items()]
     names = [name for axis in result for name in axis.labels]
     for name in names:
@@ -107,7 +111,7 @@ def run_keys(axes: Sequence[Axis]) -> list[str]:
     """
     columns = [[_texts(name, labels) for name, labels in axis.labels.items()] for axis in axes]
     entries = [[*map(" ".join, zip(*column, strict=True))] for column in columns]
-    return [*map(" ".join, itertools.product(*entries))]
+    return [*map(" ".join, itertools.product(*entries))] if entries else [ALONE]
 
 
 def run_name(labels: Mapping[str, Any]) -> str:
@@ -116,7 +120,7 @@ def run_name(labels: Mapping[str, Any]) -> str:
     >>> run_name({"lr": 0.1, "seed": 0})
     'lr=0.1 seed=0'
     """
-    return " ".join(f"{name}={json.dumps(label)}" for name, label in labels.items())
+    return " ".join(f"{name}={json.dumps(label)}" for name, label in labels.items()) or ALONE
 
 
 def _texts(name: str, labels: np.ndarray) -> list[str]:
@@ -134,7 +138,7 @@ def grid_values(axes: Sequence[Axis]) -> dict[str, np.ndarray]:
     >>> grid_values(parsed({"lr": [0.1, 0.2], "seed": range(2)}))["seed"]
     array([0, 1, 0, 1], dtype=int32)
     """
-    index = np.indices([len(axis) for axis in axes]).reshape(len(axes), -1)
+    index: Any = np.indices([len(axis) for axis in axes]).reshape(len(axes), -1) if axes else []
     return {
         name: value[index[i]] for i, axis in enumerate(axes) for name, value in axis.values.items()
     }

@@ -52,6 +52,16 @@ class Cadence(NamedTuple):
     at: Mapping[str, np.ndarray]
     kept: Sequence[int] = ()
 
+    def spacing(self, stream: str) -> int | list[int]:
+        """Steps between two records of a stream, from step 0 to the last; else these steps.
+
+        >>> Cadence(20, {"step": np.arange(0, 21, 5)}).spacing("step")
+        5
+        """
+        at = self.at[stream]
+        gap = int(at[1] - at[0]) if len(at) > 1 else self.steps
+        return gap if np.array_equal(at, np.arange(0, self.steps + 1, gap)) else at.tolist()
+
     def between(self, stream: str, before: int, stop: int) -> slice:
         """Which records of the stream belong to steps (before, stop]."""
         low, high = np.searchsorted(self.at[stream], [before, stop], side="right")

@@ -5,7 +5,8 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +88,45 @@ def arguments(dynamics: Callable[..., Any], groups: Mapping[str, Collection[str]
             )
 
 
+def recorded(name: str, value: Any, steps: int) -> np.ndarray:
+    """The steps to record at: each so many, or as they are given, ascending.
+
+    >>> recorded("every", 5, 10), recorded("every", [1, 2, 10], 10)
+    (array([ 0,  5, 10]), array([ 1,  2, 10]))
+    """
+    if isinstance(value, int | np.integer | str) or not isinstance(value, Iterable):
+        return np.arange(0, steps + 1, spacing(name, value, steps))
+    at = np.asarray([*itertools.islice(value, MOST_RECORDS + 1)])
+    if at.ndim != 1 or not at.size or at.dtype.kind not in "iu" or len(at) > MOST_RECORDS:
+        raise BadInput(f"{name}: {value!r} are no steps; give ascending ints, or one spacing")
+    if at[0] < 0 or at[-1] > steps or (np.diff(at) <= 0).any():
+        raise BadInput(f"{name}: {at.tolist()!r} do not ascend from 0 or more to {steps} or less")
+    return at.astype(int)
+
+
 def shared(arrays: Any) -> dict[str, Any]:
-    """The arrays that every run reads, in JAX's precision.
+    """The arrays, or pytrees of them, that every run reads, in JAX's precision.
 
     >>> shared({"x": [1.0, 2.0]})
     {'x': array([1., 2.], dtype=float32)}
     """
-    checked = {}
-    for name, value in mapping("shared", arrays, "{'x': array}").items():
+
+    def checked(name: str, value: Any) -> Any:
         if not isinstance(value, jax.Array):
             value = exact("shared", name, value)
         refuse_half_bytes("shared", name, value.dtype)
-        checked[name] = value
-    return checked
+        return value
+
+    return {
+        name: jax.tree.map(partial(checked, name), value, is_leaf=_numbers)
+        for name, value in mapping("shared", arrays, "{'x': array}").items()
+    }
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it stands for one array: a list all of whose numbers are Python's own."""
+    plain = (bool, int, float, complex, str)
+    return isinstance(value, list) and all(isinstance(x, plain) for x in jax.tree.leaves(value))
 
 
 def mapping(kind: str, value: Any, example: str) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import xarray as xr
 
 from lab.sweep import check, jobs, live
@@ -39,14 +38,17 @@ from lab.sweep.timed import timed
 from lab.sweep.trace import RESERVED, Process
 from lab.types import BadInput, Dynamics
 
+SELECTING = ("drop", "indexers", "method", "tolerance")
+"""Arguments of a Dataset's own `sel`, which no axis can be called."""
+
 
 def sweep(
     dynamics: Callable[..., Dynamics],
     axes: Mapping[Any, Any],
     *,
     steps: int,
-    every: int,
-    inspect_every: int | None = None,
+    every: int | Sequence[int],
+    inspect_every: int | Sequence[int] | None = None,
     static: Mapping[str, Any] | None = None,
     shared: Mapping[str, Any] | None = None,
     feed: Feed | None = None,
@@ -68,12 +70,13 @@ def sweep(
             points drawn together; the grid is their product. Values of `lr` are >= 0, of `seed`
             ints >= 0; none may be altered by JAX's precision beyond rounding.
         steps: how many steps each run takes.
-        every: steps between two `observe`s; divides `steps`. The first record is the initial
-            state, the last the final one.
-        inspect_every: steps between two `inspect`s; divides `steps`. None takes none.
+        every: steps between two `observe`s; divides `steps`: the first record is the initial
+            state, the last the final one. Or the steps themselves, ascending.
+        inspect_every: as `every`, of `inspect`; None where there is no `inspect`.
         static: {"width": [16, 32]} or {"optimizer": {"sgd": optax.sgd}}: Python values that
             change shapes or code, each compiled on its own; dims of the same Dataset.
-        shared: large arrays that every run reads, passed to `dynamics` as arguments.
+        shared: arrays that every run reads, or pytrees of them, such as data, or states to start
+            from; passed to `dynamics` as arguments.
         feed: data on the host that no device could hold, a window of steps at a time; see `Feed`.
             Of them a store's identity has the first window.
         dims: names of a record's own axes: {"eigenvalues": ("rank",)}.
@@ -140,7 +143,7 @@ def sweep(
             raise BadInput("executor: needs a store, a folder that its workers share; give one")
 
     coordinates = [*names, *(axis.dim for axis in grid), *fixed]
-    for name in sorted({*coordinates} & {*RESERVED}):
+    for name in sorted({*coordinates} & {*RESERVED, *SELECTING}):
         raise BadInput(f"axes: {name!r} is a name of the engine's own; choose another")
     for axis in grid:
         if axis.dim in fixed:
@@ -217,10 +220,9 @@ def sweep(
 
 def _cadence(steps: Any, every: Any, inspect_every: Any) -> Cadence:
     steps = check.positive_int("steps", steps)
-    at = {"step": np.arange(0, steps + 1, check.spacing("every", every, steps))}
+    at = {"step": check.recorded("every", every, steps)}
     if inspect_every is not None:
-        spacing = check.spacing("inspect_every", inspect_every, steps)
-        at["step_rare"] = np.arange(0, steps + 1, spacing)
+        at["step_rare"] = check.recorded("inspect_every", inspect_every, steps)
     return Cadence(steps, at)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jaxtyping import PyTree
 
 from lab.sweep.layout import cores, options
 from lab.sweep.precision import matmul_precision
@@ -46,7 +46,7 @@ LATE = False
 
 
 def identity(
-    process: Process, config: Mapping[str, Any], shared: Mapping[str, jax.Array | np.ndarray]
+    process: Process, config: Mapping[str, Any], shared: Mapping[str, PyTree[jax.Array]]
 ) -> Identity:
     """What a store of this process is, here and now.
 
@@ -67,8 +67,11 @@ def identity(
     return {
         **surroundings(),
         "config": dict(config),
-        "arrays": {name: _hash(plain(array).tobytes()) for name, array in shared.items()},
-        "computation": {name: f.digest() for name, f in process.functions.items()},
+        "arrays": {
+            jax.tree_util.keystr(path, simple=True, separator="/"): _hash(plain(array).tobytes())
+            for path, array in jax.tree_util.tree_leaves_with_path(dict(shared))
+        },
+        "computation": process.digests(),
     }
 
 

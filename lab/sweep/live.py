@@ -65,7 +65,7 @@ def watched(
         static: {name: label} of each part.
         on_segment: whom to tell.
     """
-    index = np.indices([len(axis) for axis in grid]).reshape(len(grid), -1)
+    index: Any = np.indices([len(axis) for axis in grid]).reshape(len(grid), -1) if grid else []
     labels = {n: v[index[i]] for i, axis in enumerate(grid) for n, v in axis.labels.items()}
     lock, ended = Lock(), list[bool]()
 

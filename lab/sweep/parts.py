@@ -54,8 +54,8 @@ class Part(NamedTuple):
     def identity(self, process: Process) -> Identity:
         """What must be the same wherever and whenever a stored run goes on."""
         spacing = {
-            {"step": "every", "step_rare": "inspect_every"}[stream]: int(steps[1] - steps[0])
-            for stream, steps in self.cadence.at.items()
+            {"step": "every", "step_rare": "inspect_every"}[stream]: self.cadence.spacing(stream)
+            for stream in self.cadence.at
         }
         return identity(process, {**spacing, "axes": [a.dim for a in self.grid]}, self.shared)
 

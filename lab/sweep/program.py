@@ -5,8 +5,10 @@ often, and wherever a trajectory is cut, the same compiled step runs, so the bit
 program is one device's, and does not know how many others there are.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,12 @@ from jax.sharding import SingleDeviceSharding
 from lab.sweep.cadence import Segment
 from lab.sweep.layout import Layout, options
 from lab.sweep.trace import Function, Process
+
+MOST_PROGRAMS = 32
+"""Compiled programs that are kept for the next call of the same computation, the latest used."""
+
+_PROGRAMS: OrderedDict[Hashable, Any] = OrderedDict()
+_TURN = threading.Lock()
 
 
 class Program(NamedTuple):
@@ -85,49 +93,92 @@ def program(process: Process, layout: Layout, capacity: Mapping[str, int]) -> Pr
     )
 
 
+def soon(
+    pool: Executor, key: Hashable, lowered: Callable[[], Any], options: Any = None
+) -> Future[Any]:
+    """A compiled program, to be waited for; one of the latest is taken as it is.
+
+    Args:
+        pool: threads to compile in.
+        key: all that the program depends on.
+        lowered: makes it, up to its compilation, in this thread and its settings.
+        options: of the compiler.
+    """
+
+    def compiled(program: Any) -> Any:
+        made = program.compile(options)
+        with _TURN:
+            _PROGRAMS[key] = made
+            while len(_PROGRAMS) > MOST_PROGRAMS:
+                _PROGRAMS.popitem(last=False)
+        return made
+
+    with _TURN:
+        if key in _PROGRAMS:
+            _PROGRAMS.move_to_end(key)
+            kept: Future[Any] = Future()
+            kept.set_result(_PROGRAMS[key])
+            return kept
+    return pool.submit(compiled, lowered())
+
+
+def key_of(
+    process: Process, layout: Layout, point: Any, shared: Any, device: jax.Device, *more: Hashable
+) -> Hashable:
+    """All that a dispatch's program depends on: what it computes and is called, where and how."""
+    named = jax.tree.structure((point, shared, [f.returns for f in process.functions.values()]))
+    chosen = options(device.platform) or {}
+    where = layout._replace(devices=None)
+    return (*process.digests().items(), named, where, device, *chosen.items(), *more)
+
+
 def ahead(
-    programs: Program,
     process: Process,
+    layout: Layout,
+    capacity: Mapping[str, int],
     point: Any,
     shared: Any,
     segment: Segment,
     *,
-    runs: int,
     device: jax.Device,
     starts: bool,
     pool: Executor,
 ) -> Program:
-    """The same programs, compiling from now on: a call waits for its own to be ready.
+    """The same as `program`, compiling from now on: a call waits for its own to be ready.
 
     XLA compiles for the most part on one core, so the programs of a sweep compile side by side.
+    One that this process has compiled before is taken as it is.
 
     Args:
-        programs: as `program` returns them.
-        process: what they run.
+        process: one run, traced.
+        layout: complete.
+        capacity: {stream: the most records that a segment holds}.
         point: one run's hyperparameters; their shapes are enough.
         shared: arrays that every run reads; their shapes are enough.
         segment: any.
-        runs: of a dispatch.
         device: where they will be called.
         starts: whether `start` will be called.
         pool: threads to compile in.
     """
-    where = SingleDeviceSharding(device)
+    where, programs = SingleDeviceSharding(device), program(process, layout, capacity)
 
     def common(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     def by_run(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype, sharding=where)
+        return jax.ShapeDtypeStruct((layout.runs, *leaf.shape), leaf.dtype, sharding=where)
 
-    def soon(function: Any, *arguments: Any) -> Callable[..., Any]:
-        compiling = pool.submit(function.lower(*arguments).compile)
+    def called(name: str, function: Any, *arguments: Any) -> Callable[..., Any]:
+        sizes = (name, len(segment.times), *capacity.items())
+        key = key_of(process, layout, point, shared, device, *sizes)
+        compiling = soon(pool, key, lambda: function.lower(*arguments))
         return lambda *given: compiling.result()(*given)
 
     points, everywhere = jax.tree.map(by_run, point), jax.tree.map(common, shared)
     state = jax.tree.map(by_run, process.init.returns)
-    advance = soon(programs.advance, state, points, everywhere, *plan(segment))
-    return Program(soon(programs.start, points, everywhere) if starts else programs.start, advance)
+    advance = called("advance", programs.advance, state, points, everywhere, *plan(segment))
+    start = called("start", programs.start, points, everywhere) if starts else programs.start
+    return Program(start, advance)
 
 
 def over_runs(
@@ -149,9 +200,9 @@ def over_runs(
 
     def dispatch(*arguments: Any) -> Any:
         runs, rest = arguments[:per_run], arguments[per_run:]
-        block = jax.vmap(lambda run: function(*run, *rest))
+        block = jax.vmap(lambda run: function(*run, *rest), axis_size=width)
         split = jax.tree.map(lambda a: a.reshape(blocks, width, *a.shape[1:]), runs)
-        joined = lax.map(block, split)
+        _, joined = lax.scan(lambda _, block_of: (None, block(block_of)), None, split, blocks)
         return jax.tree.map(lambda a: a.reshape(blocks * width, *a.shape[2:]), joined)
 
     chosen = options(jax.default_backend())

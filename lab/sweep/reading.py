@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from lab.sweep.about import leaf_count, rebuilt
-from lab.sweep.axes import Axis, exact, run_keys
+from lab.sweep.axes import ALONE, Axis, exact, run_keys
 from lab.sweep.cadence import BEFORE, Cadence
 from lab.sweep.check import place
 from lab.sweep.dataset import dataset
@@ -309,10 +309,10 @@ def _framed(root: Path) -> Frame:
             for dim, names in axes.items()
         ]
         where.append(np.array(found, int))
-    if not all(seen.values()):
+    if not all(seen.values()) or not any(map(len, rows)):
         raise BadInput(f"store: {root} has recorded nothing yet; sweep first")
     sizes = [len(entries) for entries in seen.values()]
-    index = [np.ravel_multi_index((*at,), sizes) for at in where]
+    index = [np.ravel_multi_index((*at,), sizes) if sizes else np.zeros(1, int) for at in where]
     grid = [
         Axis(dim, dict(zip(names, map(np.array, zip(*seen[dim], strict=True)), strict=True)), {})
         for dim, names in axes.items()
@@ -344,6 +344,8 @@ def _labels(run: str) -> dict[str, Any]:
     >>> _labels('lr=0.1 mask="a b" seed=0')
     {'lr': 0.1, 'mask': 'a b', 'seed': 0}
     """
+    if run == ALONE:
+        return {}
     if '"' not in run:  # no label is a word, so that none holds a space
         return dict(map(_label, run.split(" ")))
     labels, at, decoder = dict[str, Any](), 0, json.JSONDecoder()
@@ -374,7 +376,7 @@ def _steps(parts: Sequence[Store]) -> tuple[int, dict[str, np.ndarray]]:
     at: dict[str, list[np.ndarray]] = {stream: [] for stream in parts[i].about["records"]}
     for _, _, records in parts[i].segments(found[i][1]):
         for stream, steps in at.items():
-            steps.append(records[f"at/{stream}"][0])
+            steps.append(records[f"@{stream}"][0])
     return found[i][0], {s: np.unique(np.concatenate(a)) for s, a in at.items() if a}
 
 
@@ -400,7 +402,7 @@ def _recorded(
         here = dispatches == dispatch
         for _, _, records in part.segments(dispatch):
             for stream, held in about["records"].items():
-                at = np.searchsorted(steps[stream], records[f"at/{stream}"][0])
+                at = np.searchsorted(steps[stream], records[f"@{stream}"][0])
                 where = np.ix_(index[here], at)
                 filled[stream][where] = True
                 for name in held:

@@ -153,15 +153,17 @@ def compiling(
     if layout.backend == "wide":
         made = book.programs.get(device) or compiled(part, process, layout, device, pool)
         return lambda dispatch: _segments(book, dispatch, made.program(), shared, device, keep)
-    programs = program(process, layout, cadence.capacity(layout.segment))
-    if pool is not None:
+    capacity = cadence.capacity(layout.segment)
+    if pool is None:
+        programs = program(process, layout, capacity)
+    else:
         programs = ahead(
-            programs,
             process,
+            layout,
+            capacity,
             part.one,
             dict(part.shared),
             cadence.segment(BEFORE, layout.segment),
-            runs=layout.runs,
             device=device,
             starts=any(book.reached(dispatch) == BEFORE for dispatch in book.real_runs()),
             pool=pool,

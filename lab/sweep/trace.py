@@ -1,17 +1,20 @@
 """One run, traced once: what the engine checks, hashes, costs and runs is the same jaxpr."""
 
+import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from lab.sweep import linalg
 from lab.sweep.axes import exact, refuse_half_bytes
@@ -32,8 +35,17 @@ STREAMS = {"step": "observe", "step_rare": "inspect"}
 RESERVED = ("diverged_at", "finite", *STREAMS)
 """Names the engine gives to its own coordinates."""
 
-PLAIN = re.compile(r"[^\W\d][\w .-]*")
+PLAIN = re.compile(r"[^\W\d][\w .-]*(/[^\W\d][\w .-]*)*")
 """Names of records: a variable of a Dataset, an entry of a file."""
+
+MOVES = {
+    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "mul", "neg", "pad",
+    "reshape", "select_n", "squeeze", "transpose",
+}  # fmt: skip
+"""Primitives that hand an infinite number on."""
+
+ELSEWHERE = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]))
+"""Folders of code that is not the caller's."""
 
 CALLBACKS = {"debug_callback", "debug_print", "io_callback", "pure_callback", "python_callback"}
 """Primitives that call Python, whose work no hash of the computation knows."""
@@ -51,14 +63,24 @@ class Function(NamedTuple):
 
     def lowered(self) -> Any:
         """The function of one run, lowered but not compiled."""
-        return jax.jit(jaxpr_as_fun(self.jaxpr)).lower(*self.jaxpr.in_avals)
+        return _lowered(self.jaxpr)
 
     def digest(self) -> str:
         """A hash of the computation, the arrays it closes over included."""
-        text = hashlib.sha256(self.lowered().as_text().encode())
-        for const in self.jaxpr.consts:
-            text.update(plain(const).tobytes())
-        return text.hexdigest()[:16]
+        return _digest(self.jaxpr)
+
+
+@functools.lru_cache(16)
+def _lowered(jaxpr: Any) -> Any:
+    return jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals)
+
+
+@functools.lru_cache(16)
+def _digest(jaxpr: Any) -> str:
+    text = hashlib.sha256(_lowered(jaxpr).as_text().encode())
+    for const in jaxpr.consts:
+        text.update(plain(const).tobytes())
+    return text.hexdigest()[:16]
 
 
 class Process(NamedTuple):
@@ -86,6 +108,10 @@ class Process(NamedTuple):
         """{name in `Dynamics`: function}."""
         named = {STREAMS[stream]: function for stream, function in self.streams.items()}
         return {"init": self.init, "step": self.step, **named}
+
+    def digests(self) -> dict[str, str]:
+        """{name in `Dynamics`: a hash of what it computes}."""
+        return {name: function.digest() for name, function in self.functions.items()}
 
     def cost(self, steps: int, counts: Mapping[str, int]) -> Cost:
         """What one run costs, as the compiler counts it before compilation.
@@ -146,6 +172,8 @@ def traced(
             raise BadInput(f"dynamics: returned a {given}; return a lab.types.Dynamics")
         if inspected and result.inspect is None:
             raise BadInput("inspect_every: given, but the Dynamics has no inspect; give it one")
+        if result.inspect is not None and not inspected:
+            raise BadInput("inspect_every: None, but the Dynamics has an inspect; say how often")
         _refuse_signatures(result)
         return result
 
@@ -157,7 +185,7 @@ def traced(
 
     def observe(point: Any, shared: Any, state: Any, t: Any) -> Any:
         record = _record("observe", made(point, shared).observe(state, t), taken)
-        return {**record, "finite": _all_finite(state)}
+        return {**record, "finite": _still_finite(state, endless(point, shared))}
 
     def inspect(point: Any, shared: Any, state: Any, t: Any) -> Any:
         costly = made(point, shared).inspect
@@ -166,6 +194,15 @@ def traced(
 
     t = jax.ShapeDtypeStruct((), jnp.int32)
     start = _function(init, point, shared)
+    never = _infinite(start.jaxpr.jaxpr, start.jaxpr.consts)
+
+    def endless(point: Any, shared: Any) -> dict[int, jax.Array]:
+        """The leaves of the initial state that may hold infinite numbers; to XLA, constants."""
+        if not any(never):
+            return {}
+        leaves = jaxpr_as_fun(start.jaxpr)(*jax.tree.leaves((point, shared)))
+        return {i: leaf for i, leaf in enumerate(leaves) if never[i]}
+
     at = (point, shared, start.returns, t)
     moved = _function(step, *at)
     _same_structure(start.returns, moved.returns)
@@ -201,16 +238,23 @@ def _function(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any
     """`function` traced, naming the hyperparameter to blame when a tracer was needed concretely."""
     try:
         jaxpr, returns = jax.make_jaxpr(function, return_shape=True)(point, *rest)
-    except NEEDS_VALUE as error:
-        raise BadInput(_blame(function, point, *rest)) from error
+    except BadInput:
+        raise
+    except Exception as error:
+        blame = _blame(function, error, point, *rest)
+        if blame is None:
+            raise
+        raise BadInput(blame) from error
     shared = range(len(first := jax.tree.leaves(point)), len(first) + len(jax.tree.leaves(rest[0])))
     return Function(linalg.suited(jaxpr, shared), returns)
 
 
-def _blame(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -> str:
-    """The input to blame: make one concrete at a time, and see which cures it."""
-    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), dict(point))
-    name = function.__name__
+def _blame(
+    function: Callable[..., Any], error: Exception, point: Mapping[str, Any], *rest: Any
+) -> str | None:
+    """The input to blame, if one is: make one concrete at a time, and see which cures it."""
+    ones = {axis: _one(value) for axis, value in point.items()}
+    name, where = function.__name__, _where(error)
     for axis in point:
         free = {other: value for other, value in point.items() if other != axis}
 
@@ -218,20 +262,40 @@ def _blame(function: Callable[..., Any], point: Mapping[str, Any], *rest: Any) -
             return function({**free, axis: ones[axis]}, *rest)
 
         if _traces(fixed, free, *rest):
+            schedule = f"; a schedule of peak 1 may be multiplied by {axis!r}"
             return (
                 f"{name}: {axis!r} is traced (one compilation serves all values), but its value "
-                f"is asked for by `if`, float(), int() or NumPy; use jnp (jnp.where), or make "
-                f"{axis!r} a static axis"
+                f"is asked for{where}; use jnp there, or make {axis!r} a static axis"
+                f"{schedule if 'optax' in _files(error) else ''}"
             )
     if rest[1:] and _traces(lambda *most: function(*most, np.int32(0)), point, *rest[:-1]):
         return (
-            f"{name}: the step index t is traced, but its value is asked for by `if`, int() or "
-            "NumPy; use jnp.where or lax.cond, or let `every` choose when to record"
+            f"{name}: the step index t is traced, but its value is asked for{where}; use "
+            "jnp.where, lax.cond or an array to index, or let `every` choose when to record"
         )
-    return (
-        f"{name}: a traced array's value is asked for by `if`, float(), int() or NumPy; "
-        "use jnp functions throughout"
-    )
+    if isinstance(error, NEEDS_VALUE):
+        return f"{name}: a traced array's value is asked for{where}; use jnp functions throughout"
+    return None
+
+
+def _one(like: Any) -> Any:
+    """A value of this shape and dtype, a number if it can be one."""
+    one = np.ones(like.shape, like.dtype)
+    return one if one.ndim else one.item()
+
+
+def _files(error: Exception) -> str:
+    """The files on the way to an error."""
+    return " ".join(frame.filename for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _where(error: Exception) -> str:
+    """The last line of the caller's own on the way to an error: " in train.py, line 3: if lr:"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
+    if not own:
+        return ""
+    return f" in {Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}"
 
 
 def _traces(function: Callable[..., Any], *arguments: Any) -> bool:
@@ -261,29 +325,72 @@ def _arrays(name: str, state: Any) -> Any:
 
 
 def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Array]:
-    """The record, if it is a flat dict of arrays under names that are free."""
+    """The record, if it is a dict of arrays under names that are free; one in another is `a/b`."""
     if not isinstance(record, Mapping):
         raise BadInput(f"{name}: returns a {type(record).__name__}; return {{name: array}}")
-    for key, value in record.items():
-        if not isinstance(key, str) or not PLAIN.fullmatch(key):
-            raise BadInput(f"{name}: names a record {key!r}; give letters, digits, spaces and _-.")
-        if not isinstance(value, jax.Array | np.ndarray | np.generic):
+    flat = dict(_flat(name, record))
+    for key, value in flat.items():
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
             raise BadInput(f"{name}: {key!r} is a {type(value).__name__}; record an array")
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise BadInput(f"{name}: {key!r} is a random key; record its jax.random.key_data")
-        if hasattr(xr.Dataset, key):
-            raise BadInput(f"{name}: {key!r} is an attribute of xarray.Dataset; rename it")
         if key in taken or key in RESERVED:
             raise BadInput(f"{name}: {key!r} is taken by an axis or the engine; rename it")
     return {
         key: value if isinstance(value, jax.Array) else jnp.asarray(exact(name, key, value))
-        for key, value in record.items()
+        for key, value in flat.items()
     }
 
 
-def _all_finite(state: Any) -> jax.Array:
-    inexact = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in inexact]))
+def _flat(name: str, record: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in record.items():
+        if not isinstance(key, str) or not PLAIN.fullmatch(key):
+            raise BadInput(f"{name}: names a record {key!r}; give letters, digits, spaces and _-.")
+        if isinstance(value, Mapping):
+            yield from _flat(name, value, f"{within}{key}/")
+        else:
+            yield within + key, value
+
+
+def _still_finite(state: Any, endless: Mapping[int, jax.Array]) -> jax.Array:
+    """Whether all numbers are finite, but for those that were not at init."""
+    found = [
+        (jnp.isfinite(leaf) | ~jnp.isfinite(endless.get(i, 0.0))).all()
+        for i, leaf in enumerate(jax.tree.leaves(state))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.array(found))
+
+
+def _infinite(jaxpr: Jaxpr, consts: Sequence[Any], given: Sequence[bool] = ()) -> list[bool]:
+    """Which results are made from infinite constants by moving them about alone.
+
+    >>> from jax import numpy as jnp
+    >>> made = jax.make_jaxpr(lambda x: (jnp.full(3, jnp.inf), x, jnp.exp(-jnp.inf * x)))(1.0)
+    >>> _infinite(made.jaxpr, made.consts)
+    [True, False, False]
+    """
+    found = dict(zip(jaxpr.invars, given, strict=False))
+    found |= {var: _never_finite(c) for var, c in zip(jaxpr.constvars, consts, strict=True)}
+
+    def of(atom: Any) -> bool:
+        return _never_finite(atom.val) if isinstance(atom, Literal) else found.get(atom, False)
+
+    for eqn in jaxpr.eqns:
+        inputs, inner = [of(atom) for atom in eqn.invars], eqn.params.get("jaxpr")
+        if isinstance(inner, ClosedJaxpr) and len(inner.jaxpr.outvars) == len(eqn.outvars):
+            outputs = _infinite(inner.jaxpr, inner.consts, inputs)
+        else:
+            outputs = [any(inputs) and eqn.primitive.name in MOVES] * len(eqn.outvars)
+        found |= zip(eqn.outvars, outputs, strict=True)
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _never_finite(value: Any) -> bool:
+    """Whether it holds numbers that are not finite."""
+    value = value if hasattr(value, "dtype") else np.asarray(value)
+    real = jnp.issubdtype(value.dtype, jnp.inexact)
+    return real and not bool(np.isfinite(np.asarray(value)).all())
 
 
 def _same_structure(before: Any, after: Any) -> None:

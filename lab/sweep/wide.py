@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from lab.sweep.cadence import BEFORE, Cadence
 from lab.sweep.layout import Layout, cores, options
 from lab.sweep.parts import Part
-from lab.sweep.program import Program
+from lab.sweep.program import Program, key_of, soon
 from lab.sweep.trace import Process
 
 MOST_LEGS = 8
@@ -142,19 +142,21 @@ def compiled(
     def like(leaf: Any, *lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=where)
 
-    def soon(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
-        lowered = jax.jit(function, donate_argnums=donate, keep_unused=True).lower(*arguments)
-        return pool.submit(lowered.compile, options(device.platform))
+    def compiling(leg: Leg | None, function: Any, *arguments: Any, donate: Any = ()) -> Any:
+        jitted = jax.jit(function, donate_argnums=donate, keep_unused=True)
+        key = key_of(process, layout, part.one, part.shared, device, leg)
+        return soon(pool, key, lambda: jitted.lower(*arguments), options(device.platform))
 
     points = jax.tree.map(lambda leaf: like(leaf, width), part.one)
     everywhere = jax.tree.map(like, dict(part.shared))
     state = jax.tree.map(lambda leaf: like(leaf, width), process.init.returns)
     t = jax.ShapeDtypeStruct((), jnp.int32, sharding=where)
-    init = jax.vmap(process.init.__call__, in_axes=(0, None))
+    arguments = (state, t, t, points, everywhere)
+    init = jax.vmap(process.init.__call__, in_axes=(0, None), axis_size=width)
     return Wide(
-        soon(init, points, everywhere),
+        compiling(None, init, points, everywhere),
         {
-            leg: soon(_leap(process, leg, width), state, t, t, points, everywhere, donate=(0,))
+            leg: compiling(leg, _leap(process, leg, width), *arguments, donate=(0,))
             for leg in needed(part.cadence, layout.segment)
         },
         part.cadence.capacity(layout.segment),
@@ -169,7 +171,7 @@ def _leap(process: Process, leg: Leg, width: int) -> Callable[..., Any]:
     """A leg's function of so many runs."""
 
     def over_runs(function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.vmap(function, in_axes=(0, None, 0, None))
+        return jax.vmap(function, in_axes=(0, None, 0, None), axis_size=width)
 
     step = over_runs(process.step.__call__)
     streams = {stream: over_runs(process.streams[stream].__call__) for stream in leg.streams}
