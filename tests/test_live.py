@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+import lab.sweep
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics
 from tests.processes import digest, files
@@ -93,6 +94,20 @@ def test_what_it_raises_ends_the_sweep_and_nothing_stored_is_lost(unwatched, tmp
     swept(store=tmp_path / "whole")
     assert digest(data) == digest(unwatched)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_store_can_be_opened_while_it_is_written(unwatched, tmp_path):
+    reached = []
+
+    def opening(_):
+        data = lab.sweep.open(tmp_path)
+        there = data.x.notnull().all("x_0")
+        reached.append(int(there.sum()))
+        same = {"seed": data.seed, "lr": data.lr, "step": data.step}
+        np.testing.assert_array_equal(data.x.where(there), unwatched.x.sel(same).where(there))
+
+    swept(store=tmp_path, layout={**LAYOUT, "devices": 1}, on_segment=opening)
+    assert reached == [4 * 3, 4 * 5, 4 * 5 + 2 * 3, 4 * 5 + 2 * 5]
 
 
 def test_it_is_called_by_one_thread_at_a_time():

@@ -92,7 +92,15 @@ def open(store: str | Path) -> xr.Dataset:
     ...     open(folder).x.sel(lr=0.5).values
     array([1.  , 0.5 , 0.25], dtype=float32)
     """
-    frame = _framed(_root("open", store))
+    root = _root("open", store)
+    try:
+        return _opened(root)
+    except BadInput:  # a writer may just have tidied away what was looked for
+        return _opened(root)
+
+
+def _opened(root: Path) -> xr.Dataset:
+    frame = _framed(root)
     last, steps = _steps(frame.parts)
     if not len(steps.get("step", [])):
         raise BadInput(f"store: {frame.root} has recorded nothing yet; sweep first")
