@@ -71,6 +71,11 @@ def drifting(lr, seed):
     )
 
 
+def clocked(lr, seed):
+    """As `drifting`, inspected too."""
+    return drifting(lr, seed)._replace(inspect=lambda x, t: {"time": jnp.float32(t)})
+
+
 def digest(data: xr.Dataset) -> str:
     """A hash of all records, bit for bit."""
     content = b"".join(data[name].values.tobytes() for name in sorted(data.variables))

@@ -12,21 +12,12 @@ from jax.experimental import io_callback
 import lab.sweep
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics
-from tests.processes import digest, files
-from tests.processes import drifting as plainly_drifting
+from tests.processes import clocked, digest, files
 
 AXES = {"lr": [0.1, 0.2], "seed": range(3)}
 LAYOUT = {"width": 2, "blocks": 2, "segment": 4}
 SETTINGS = {"steps": 8, "every": 2, "inspect_every": 4, "layout": LAYOUT}
-
-
-def drifting(lr, seed):
-    """Inspected too."""
-    made = plainly_drifting(lr, seed)
-    return made._replace(inspect=lambda x, t: {"time": jnp.float32(t)})
-
-
-swept = partial(sweep, drifting, AXES, **SETTINGS)
+swept = partial(sweep, clocked, AXES, **SETTINGS)
 
 
 @pytest.fixture(scope="module")

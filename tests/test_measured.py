@@ -1,5 +1,6 @@
 """What is measured of kept states is what `observe` would have recorded, with no step taken."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -168,7 +169,7 @@ def bad(value):
         (of_x, [], r"measured: step \[\] does not ascend"),
         (of_x, "last", "measured: step 'last' is no step"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_a_measure_that_cannot_be_is_refused_in_one_line(measure, step, said, store, monkeypatch):
     monkeypatch.setattr(program, "over_runs", lambda *_, **__: pytest.fail("compiled"))

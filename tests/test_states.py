@@ -23,22 +23,13 @@ import lab.sweep.store as store_module
 from lab.sweep import measured, states, sweep
 from lab.sweep.trace import plain
 from lab.types import BadInput, Dynamics
-from tests.processes import digest, files
-from tests.processes import drifting as plainly_drifting
+from tests.processes import clocked, digest, files
 
 AXES = {"lr": [0.1, 0.2], "seed": range(3)}
 LAYOUT = {"width": 2, "blocks": 1, "segment": 10}
 SETTINGS = {"steps": 24, "every": 4, "inspect_every": 8, "layout": LAYOUT}
 KEPT = [0, 3, 10, 17]
-
-
-def drifting(lr, seed):
-    """Inspected too."""
-    made = plainly_drifting(lr, seed)
-    return made._replace(inspect=lambda x, t: {"time": jnp.float32(t)})
-
-
-swept = partial(sweep, drifting, AXES, **SETTINGS)
+swept = partial(sweep, clocked, AXES, **SETTINGS)
 
 
 def less_kept(store):
@@ -76,7 +67,7 @@ class Killed(BaseException):
 
 def test_ended_at_any_write_and_run_again_keeps_the_same_bytes(tmp_path, monkeypatch):
     write, given = store_module._write, {**SETTINGS, "steps": 8, "keep": [0, 3]}
-    ended_sweep = partial(sweep, drifting, {"lr": [0.1], "seed": range(2)}, **given)
+    ended_sweep = partial(sweep, clocked, {"lr": [0.1], "seed": range(2)}, **given)
     ended_sweep(store=tmp_path / "whole")
     for last in itertools.count():
         store, left = tmp_path / str(last), iter(range(last))
@@ -97,8 +88,8 @@ def test_ended_at_any_write_and_run_again_keeps_the_same_bytes(tmp_path, monkeyp
 
 def test_states_of_runs_and_steps_that_come_later_are_kept_too(whole, tmp_path):
     few, kept = {"lr": [0.1, 0.2], "seed": [0]}, [0, 3, 8, 17]
-    sweep(drifting, few, **SETTINGS | {"steps": 8}, keep=[0, 3], store=tmp_path)
-    sweep(drifting, few, **SETTINGS, keep=kept, store=tmp_path)  # 8 is where it stands
+    sweep(clocked, few, **SETTINGS | {"steps": 8}, keep=[0, 3], store=tmp_path)
+    sweep(clocked, few, **SETTINGS, keep=kept, store=tmp_path)  # 8 is where it stands
     data = swept(keep=kept, store=tmp_path)
     assert digest(data) == digest(whole[0])
     assert len([*tmp_path.glob("kept/*/*.npz")]) == 3 * len(kept)
@@ -116,11 +107,11 @@ def test_states_of_a_step_that_has_passed_cannot_be_kept(whole, tmp_path):
 
 def test_states_that_a_killed_call_left_beyond_the_last_commit_are_removed(tmp_path):
     first = {**SETTINGS, "steps": 8}
-    sweep(drifting, AXES, **first, keep=[3], store=tmp_path)
+    sweep(clocked, AXES, **first, keep=[3], store=tmp_path)
     there = files(tmp_path)
     left = tmp_path / "kept/00001/0000000010.npz"
     left.write_bytes(there["kept/00001/0000000003.npz"])
-    sweep(drifting, AXES, **first, store=tmp_path)
+    sweep(clocked, AXES, **first, store=tmp_path)
     assert files(tmp_path) == there
 
 
@@ -156,7 +147,7 @@ def test_states_are_kept_in_a_store_only():
 
 def test_kept_states_are_those_of_a_run_that_ends_there(whole):
     for step in (3, 10, 24):
-        alone = sweep(drifting, AXES, steps=step, every=step, inspect_every=step, layout=LAYOUT)
+        alone = sweep(clocked, AXES, steps=step, every=step, inspect_every=step, layout=LAYOUT)
         np.testing.assert_array_equal(states(whole[1], step), alone.x.isel(step=-1))
     np.testing.assert_array_equal(states(whole[0], 0), np.zeros((2, 3, 3)))
     one = states(whole[0].sel(lr=0.2).isel(seed=[2, 0]), 3)
@@ -229,8 +220,7 @@ STATIC = {"width": [5, 4], "scale": {"one": 1.0}}
 
 def test_states_of_a_static_axis_are_selected_first(tmp_path):
     axes = {"lr": [0.1], "seed": range(2)}
-    given = {"steps": 2, "every": 1, "inspect_every": 1, "static": STATIC}
-    sweep(sized, axes, **given, store=tmp_path, keep=[1])
+    sweep(sized, axes, steps=2, every=1, inspect_every=1, static=STATIC, store=tmp_path, keep=[1])
     with pytest.raises(BadInput, match=r"^states: 'width' is a static axis"):
         states(tmp_path)
     data = lab.sweep.open(tmp_path)

@@ -53,7 +53,7 @@ def identity(
     Args:
         process: one run, traced.
         config: cadence and names of axes.
-        shared: arrays that every run reads.
+        shared: arrays that every run reads, or pytrees of them.
 
     Raises:
         BadInput: the process calls back to Python, which no hash can tell from another.
