@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+import lab.sweep
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics
 from tests.processes import clocked, digest, files
@@ -86,16 +87,45 @@ def test_what_it_raises_ends_the_sweep_and_nothing_stored_is_lost(unwatched, tmp
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+def test_a_store_can_be_opened_while_it_is_written(unwatched, tmp_path):
+    reached = []
+
+    def opening(_):
+        data = lab.sweep.open(tmp_path)
+        there = data.x.notnull().all("x_0")
+        reached.append(int(there.sum()))
+        same = {"seed": data.seed, "lr": data.lr, "step": data.step}
+        np.testing.assert_array_equal(data.x.where(there), unwatched.x.sel(same).where(there))
+
+    swept(store=tmp_path, layout={**LAYOUT, "devices": 1}, on_segment=opening)
+    assert reached == [4 * 3, 4 * 5, 4 * 5 + 2 * 3, 4 * 5 + 2 * 5]
+
+
 def test_it_is_called_by_one_thread_at_a_time():
-    inside = threading.Lock()
+    inside, told = threading.Lock(), []
 
     def alone(reached):
         assert inside.acquire(blocking=False)
+        told.append(reached)
         jnp.ones(3).sum().block_until_ready()
         time.sleep(0.02)  # the other device's thread comes meanwhile
         inside.release()
 
     swept(layout={"width": 1, "blocks": 1, "segment": 2}, on_segment=alone)
+    assert len(told) == 6 * 4
+
+
+def test_none_is_told_after_it_has_raised():
+    told = []
+
+    def slowly(reached):
+        told.append(reached)
+        time.sleep(0.1)  # the other device's thread waits meanwhile
+        raise Enough
+
+    with pytest.raises(Enough):
+        swept(layout={"width": 1, "blocks": 1, "segment": 2}, on_segment=slowly)
+    assert len(told) == 1
 
 
 def test_what_cannot_be_told_is_refused(tmp_path):

@@ -20,10 +20,10 @@ import pytest
 
 import lab.sweep
 import lab.sweep.store as store_module
-from lab.sweep import states, sweep
+from lab.sweep import measured, states, sweep
 from lab.sweep.trace import plain
 from lab.types import BadInput, Dynamics
-from tests.processes import clocked, digest, drifting, files
+from tests.processes import clocked, digest, files
 
 AXES = {"lr": [0.1, 0.2], "seed": range(3)}
 LAYOUT = {"width": 2, "blocks": 1, "segment": 10}
@@ -147,7 +147,7 @@ def test_states_are_kept_in_a_store_only():
 
 def test_kept_states_are_those_of_a_run_that_ends_there(whole):
     for step in (3, 10, 24):
-        alone = sweep(drifting, AXES, steps=step, every=step, layout=LAYOUT)
+        alone = sweep(clocked, AXES, steps=step, every=step, inspect_every=step, layout=LAYOUT)
         np.testing.assert_array_equal(states(whole[1], step), alone.x.isel(step=-1))
     np.testing.assert_array_equal(states(whole[0], 0), np.zeros((2, 3, 3)))
     one = states(whole[0].sel(lr=0.2).isel(seed=[2, 0]), 3)
@@ -286,6 +286,25 @@ def test_points_and_words_open_as_they_were_swept(tmp_path):
     points = {("lr", "tau"): [(0.5, 3.0), (0.5, 1.0), (0.25, 2.0)]}
     axes = {**points, "mask": {'a "b" = c': [1.0, 1.0], "": [0.0, 0.0]}}
     opened_is_swept(tmp_path, sweep(process, axes, steps=2, every=1, store=tmp_path))
+
+
+@pytest.mark.parametrize("static", [{}, {"start": [1.0, 2.0]}], ids=["one run", "static alone"])
+def test_sweeps_without_axes_and_nested_records_open_as_they_were_swept(static, tmp_path):
+    def process(start=1.0):
+        def observe(x, t):
+            return {"mean": x, "at": {"step": t + 0.5}}
+
+        return Dynamics(lambda: jnp.asarray(start), lambda x, t: x / 2, observe)
+
+    given = {"steps": 6, "static": static, "layout": {"segment": 4}, "store": tmp_path}
+    data = sweep(process, {}, every=[1, 2, 6], keep=[3], **given)
+    opened_is_swept(tmp_path, data)
+    assert data["at/step"].values.ravel()[:3].tolist() == [1.5, 2.5, 6.5]
+    halved = measured(tmp_path, lambda x: {"half": x / 2}, step=[3, 6])
+    expected = np.array([1.0, 2.0][: max(1, 2 * len(static))])[:, None] / [16, 128]
+    np.testing.assert_array_equal(halved.half, expected if static else expected[0])
+    one = data.sel(start=2.0) if static else tmp_path
+    assert states(one, 3) == (0.25 if static else 0.125)
 
 
 def test_what_is_not_reached_yet_is_nan_in_a_store_that_is_opened(whole, tmp_path, monkeypatch):

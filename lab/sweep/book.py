@@ -123,7 +123,7 @@ class Book:
         if self.store:
             held = [plain(leaf) for leaf in leaves]
             steps = {
-                f"at/{stream}": at[None, self.cadence.between(stream, before, step)]
+                f"@{stream}": at[None, self.cadence.between(stream, before, step)]
                 for stream, at in self.cadence.at.items()
             }
             kept = step in self.cadence.kept

@@ -14,9 +14,9 @@ from lab.types import BadInput
 class Feed(NamedTuple):
     """Data for each step, which a device holds for `steps` steps only.
 
-    Each array that `batches` gives is an argument of the dynamics, as `shared` ones are, with a
-    leading axis of `steps`: `step` takes `x[t % len(x)]` for its own; what `observe` sees in it
-    belongs to the step before. A segment is `steps` long.
+    Each array, or pytree of them, that `batches` gives is an argument of the dynamics, as `shared`
+    ones are, with a leading axis of `steps`: `step` takes `x[t % len(x)]` for its own; what
+    `observe` sees in it belongs to the steps before. A segment is `steps` long.
 
     Attributes:
         batches: batches(first, stop) -> {name: array}, entry i of each being for step first + i;
@@ -31,7 +31,7 @@ class Feed(NamedTuple):
     batches: Callable[[int, int], Mapping[str, Any]]
     steps: int
 
-    def window(self, reached: int, steps: int) -> dict[str, np.ndarray]:
+    def window(self, reached: int, steps: int) -> dict[str, Any]:
         """The arrays of the window that step `reached` begins or lies in; past `steps`, the last.
 
         Raises:
@@ -40,24 +40,22 @@ class Feed(NamedTuple):
         first = max(reached, 0) // self.steps * self.steps
         stop = min(first + self.steps, steps)
         given = check.mapping("feed", self.batches(first, stop), "{'x': array}")
-        held = {name: plain_copy(array) for name, array in check.shared(given).items()}
-        for name, array in held.items():
+        held = jax.tree.map(np.array, check.shared(given))  # whose it is may write into it again
+        for path, array in jax.tree_util.tree_leaves_with_path(held):
             if not array.ndim or len(array) != stop - first:
                 raise BadInput(
-                    f"feed: {name!r} has shape {[*array.shape]} for steps {first} to {stop}; give "
-                    f"{stop - first} entries, one a step"
+                    f"feed: {_name(path)!r} has shape {[*array.shape]} for steps {first} to "
+                    f"{stop}; give {stop - first} entries, one a step"
                 )
+
+        def filled(array: np.ndarray) -> np.ndarray:
             rest = np.repeat(array[-1:], self.steps - len(array), 0)
-            held[name] = np.concatenate([array, rest]) if len(rest) else array
-        return held
+            return np.concatenate([array, rest]) if len(rest) else array
+
+        return jax.tree.map(filled, held)
 
 
-def plain_copy(array: Any) -> np.ndarray:
-    """A copy on the host: whoever gave it may write into it again."""
-    return np.array(array)
-
-
-def checked(feed: Any, asked: Layout, steps: int) -> tuple[dict[str, np.ndarray], Layout]:
+def checked(feed: Any, asked: Layout, steps: int) -> tuple[dict[str, Any], Layout]:
     """The first window, and the layout that is asked for with windows for segments.
 
     Raises:
@@ -91,15 +89,25 @@ def fed(
     if feed is None:
         return lambda reached: shared()
 
+    first = _shapes(feed.window(0, steps))
+
     def now(reached: int) -> dict[str, Any]:
-        window, always = feed.window(reached, steps), shared()
-        for name, array in window.items():
-            first = always[name]
-            if (array.shape, array.dtype) != (first.shape, first.dtype):
-                raise BadInput(
-                    f"feed: {name!r} is {array.dtype}{[*array.shape]} at step {max(reached, 0)}, "
-                    f"where it was {first.dtype}{[*first.shape]} before; give one shape"
-                )
-        return always | jax.device_put(window, device)
+        window = feed.window(reached, steps)
+        for name, _ in sorted(first.items() ^ _shapes(window).items())[:1]:
+            raise BadInput(
+                f"feed: {name!r} is {_shapes(window).get(name)} at step {max(reached, 0)}, "
+                f"where it was {first.get(name)} before; give the same at each"
+            )
+        return shared() | jax.device_put(window, device)
 
     return now
+
+
+def _shapes(window: Any) -> dict[str, str]:
+    """{name: dtype and shape} of its arrays."""
+    held = jax.tree_util.tree_leaves_with_path(window)
+    return {_name(path): f"{array.dtype}{[*array.shape]}" for path, array in held}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,11 +1,12 @@
 """Reading: what a store holds, finished or not, without the code that made it."""
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from lab.sweep.store import Store, folder, stored
 from lab.sweep.trace import restored
 from lab.types import BadInput, State
 
-Labels = Mapping[str, Any]
-"""{name: label} of a run or of a static point."""
+Placed: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Where runs are: their indices in a grid, and their rows in a part of a store."""
 
 
 class Selected(NamedTuple):
@@ -91,12 +92,20 @@ def open(store: str | Path) -> xr.Dataset:
     ...     open(folder).x.sel(lr=0.5).values
     array([1.  , 0.5 , 0.25], dtype=float32)
     """
-    frame = _framed(_root("open", store))
+    root = _root("open", store)
+    try:
+        return _opened(root)
+    except BadInput:  # a writer may just have tidied away what was looked for
+        return _opened(root)
+
+
+def _opened(root: Path) -> xr.Dataset:
+    frame = _framed(root)
     last, steps = _steps(frame.parts)
     if not len(steps.get("step", [])):
         raise BadInput(f"store: {frame.root} has recorded nothing yet; sweep first")
     known = frame.parts[0].about
-    tables = [_recorded(part, rows, frame.runs, known, steps) for part, rows in frame.points()]
+    tables = [_recorded(part, at, frame.runs, known, steps) for part, at in frame.points()]
     for stream, held in known["records"].items():
         if not all(filled[stream].all() for _, filled in tables):
             for arrays, filled in tables:
@@ -244,14 +253,14 @@ class Frame(NamedTuple):
     Attributes:
         root: its folder.
         parts: those that are there.
-        rows: of each part, {run's index in the grid: row}.
+        placed: of each part, the index in the grid of each run, and its row.
         grid: the axes.
         fixed: the static axes, {name: {label: label}}.
     """
 
     root: Path
     parts: list[Store]
-    rows: list[dict[int, int]]
+    placed: list[Placed]
     grid: list[Axis]
     fixed: dict[str, dict[Any, Any]]
 
@@ -260,12 +269,13 @@ class Frame(NamedTuple):
         """How many points the grid has."""
         return math.prod(map(len, self.grid))
 
-    def points(self) -> Iterator[tuple[Store | None, dict[int, int]]]:
-        """Part and rows of each static point, last axis fastest; None where it was never run."""
+    def points(self) -> Iterator[tuple[Store | None, Placed]]:
+        """Part and runs of each static point, last axis fastest; None where it was never run."""
         at = {json.dumps(part.about["static"]): i for i, part in enumerate(self.parts)}
         for point in itertools.product(*self.fixed.values()):
             i = at.get(json.dumps(dict(zip(self.fixed, point, strict=True))))
-            yield (None, {}) if i is None else (self.parts[i], self.rows[i])
+            none = np.zeros(0, int)
+            yield (None, (none, none)) if i is None else (self.parts[i], self.placed[i])
 
     def attrs(self, steps: int) -> dict[str, Any]:
         """Attributes of its Dataset, so that its states can be found by it."""
@@ -296,29 +306,28 @@ def _framed(root: Path) -> Frame:
         for name in ("axes", "records"):
             if part.about[name] != known[name]:
                 raise BadInput(f"store: {part.path} has other {name} than {parts[0].path}")
-    labels = [{name: _labels(name) for name in part.names if name} for part in parts]
-    axes, seen = known["axes"], dict[str, dict[Any, int]]()
-    for dim, names in axes.items():
-        of_dim = (tuple(one[n] for n in names) for held in labels for one in held.values())
-        seen[dim] = {entry: i for i, entry in enumerate(dict.fromkeys(of_dim))}
-    if not all(seen.values()):
+    axes = known["axes"]
+    seen: dict[str, dict[Any, int]] = {dim: {} for dim in axes}
+    rows, where = list[np.ndarray](), list[np.ndarray]()
+    for part in parts:
+        rows.append(np.flatnonzero([name != "" for name in part.names]))
+        labels = [_labels(part.names[row]) for row in rows[-1]]
+        found = [
+            [seen[dim].setdefault(tuple(one[n] for n in names), len(seen[dim])) for one in labels]
+            for dim, names in axes.items()
+        ]
+        where.append(np.array(found, int))
+    if not all(seen.values()) or not any(map(len, rows)):
         raise BadInput(f"store: {root} has recorded nothing yet; sweep first")
     sizes = [len(entries) for entries in seen.values()]
-
-    def index(one: Labels) -> int:
-        where = [seen[dim][tuple(one[n] for n in names)] for dim, names in axes.items()]
-        return int(np.ravel_multi_index(where, sizes))
-
-    rows = [
-        {index(held[name]): i for i, name in enumerate(part.names) if name}
-        for part, held in zip(parts, labels, strict=True)
-    ]
+    index = [np.ravel_multi_index((*at,), sizes) if sizes else np.zeros(1, int) for at in where]
     grid = [
         Axis(dim, dict(zip(names, map(np.array, zip(*seen[dim], strict=True)), strict=True)), {})
         for dim, names in axes.items()
     ]
     fixed = {name: {part.about["static"][name] for part in parts} for name in known["static"]}
-    return Frame(root, parts, rows, grid, {n: {v: v for v in sorted(fixed[n])} for n in fixed})
+    placed = [*zip(index, rows, strict=True)]
+    return Frame(root, parts, placed, grid, {n: {v: v for v in sorted(fixed[n])} for n in fixed})
 
 
 def coordinates(who: str, store: str | Path) -> xr.Dataset:
@@ -343,6 +352,10 @@ def _labels(run: str) -> dict[str, Any]:
     >>> _labels('lr=0.1 mask="a b" seed=0')
     {'lr': 0.1, 'mask': 'a b', 'seed': 0}
     """
+    if run == ALONE:
+        return {}
+    if '"' not in run:  # no label is a word, so that none holds a space
+        return dict(map(_label, run.split(" ")))
     labels, at, decoder = dict[str, Any](), 0, json.JSONDecoder()
     while run != ALONE and at < len(run):
         equals = run.index("=", at)
@@ -350,6 +363,12 @@ def _labels(run: str) -> dict[str, Any]:
         labels[run[at:equals]] = value
         at = end + 1
     return labels
+
+
+@functools.lru_cache(2**16)
+def _label(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
 
 
 def _furthest(part: Store) -> tuple[int, int]:
@@ -365,13 +384,13 @@ def _steps(parts: Sequence[Store]) -> tuple[int, dict[str, np.ndarray]]:
     at: dict[str, list[np.ndarray]] = {stream: [] for stream in parts[i].about["records"]}
     for _, _, records in parts[i].segments(found[i][1]):
         for stream, steps in at.items():
-            steps.append(records[f"at/{stream}"][0])
+            steps.append(records[f"@{stream}"][0])
     return found[i][0], {s: np.unique(np.concatenate(a)) for s, a in at.items() if a}
 
 
 def _recorded(
     part: Store | None,
-    rows: Mapping[int, int],
+    placed: Placed,
     runs: int,
     about: Mapping[str, Any],
     steps: Mapping[str, np.ndarray],
@@ -385,13 +404,13 @@ def _recorded(
     }
     if part is None:
         return arrays, filled
-    index, row = np.array([*rows.keys()]), np.array([*rows.values()])
-    dispatches, slots = np.divmod(row, part.layout.runs)
+    index, rows = placed
+    dispatches, slots = np.divmod(rows, part.layout.runs)
     for dispatch in np.unique(dispatches).tolist():
         here = dispatches == dispatch
         for _, _, records in part.segments(dispatch):
             for stream, held in about["records"].items():
-                at = np.searchsorted(steps[stream], records[f"at/{stream}"][0])
+                at = np.searchsorted(steps[stream], records[f"@{stream}"][0])
                 where = np.ix_(index[here], at)
                 filled[stream][where] = True
                 for name in held:

@@ -45,7 +45,7 @@ from lab.types import BadInput
 
 Records = Mapping[str, np.ndarray]
 """{name: values}, with leading axes (run of the dispatch, record); in a store also the steps of
-its records, {"at/STREAM": [[step, ...]]}."""
+its records, {"@STREAM": [[step, ...]]}."""
 
 _SIZES = struct.Struct("<HH")
 """Of a zip member's name and extra field, in its own header."""
