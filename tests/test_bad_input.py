@@ -29,7 +29,6 @@ def changed(**functions):
 TWO = {"lr": [0.1], "seed": [0]}
 GOOD = {"axes": {"lr": [0.1]}, "steps": 10, "every": 5}
 CASES = {
-    "no axis": ({"axes": {}}, "axes: .* has no axis"),
     "empty axis": ({"axes": {"lr": []}}, "axes: 'lr' is empty"),
     "NaN": ({"axes": {"lr": [0.1, np.nan]}}, "axes: 'lr' holds nan"),
     "negative rate": ({"axes": {"lr": [0.1, -0.2]}}, "axes: 'lr' holds -0.2"),

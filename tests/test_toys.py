@@ -92,6 +92,14 @@ TOYS = {
             "at 0.02 of these rates it is not": (-0.5, 2.0),
         },
     ),
+    "norm_explosion": Toy(
+        "--seeds 3 --depth 24 --width 96 --batch 48",
+        {
+            "ReLU: gradients grow by": (1.4, 1.6),
+            "without norm, at He's scale": (0.85, 1.15),
+            "ReLU with a skip": (2.5, 4.0),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -536,6 +544,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("label_efficiency --tested 15", "tested: 15; give a multiple of 10"),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
         ("norm_at_init --depth 9", "depth: 9; give 16 blocks or more"),
+        ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
+        ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (
             "norm_rates --lrs 0.1 0.01 1",
             "lrs: (0.1, 0.01, 1.0); give three or more, ascending",

@@ -15,6 +15,7 @@ from lab.theory import (
     rank_collapse,
     sequences,
     sgd,
+    signal,
     token_selection,
 )
 from lab.theory.barlow import cross_moment, half_time, pair_spectrum, starting_strength, strength
@@ -60,11 +61,13 @@ from lab.theory.sgd import (
     steps_to,
     transition,
 )
+from lab.theory.signal import activation_moments, linear_norm_growth, norm_growth, skip_growth
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
     "Block",
     "Moments",
+    "activation_moments",
     "attention_moments",
     "barlow",
     "best_rate",
@@ -92,10 +95,12 @@ __all__ = [
     "leading_residual",
     "learning_time",
     "linear_networks",
+    "linear_norm_growth",
     "masked",
     "masked_pixel_loss",
     "masked_pixel_map",
     "masked_posterior",
+    "norm_growth",
     "one_sided",
     "optimal_loss",
     "optimal_step",
@@ -109,6 +114,8 @@ __all__ = [
     "separator",
     "sequences",
     "sgd",
+    "signal",
+    "skip_growth",
     "softmax_pair_loss",
     "spectral_radius",
     "starting_strength",

@@ -1,0 +1,54 @@
+"""Growth of gradients through batch norm, against closed forms, draws and its own derivative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lab.theory.signal import activation_moments, linear_norm_growth, norm_growth, skip_growth
+from lab.types import BadInput
+
+
+def test_moments_are_those_of_closed_forms_and_of_another_quadrature():
+    variance, slope = activation_moments(jax.nn.relu)
+    np.testing.assert_allclose([variance, slope], [(1 - 1 / np.pi) / 2, 0.5], rtol=1e-4)
+    np.testing.assert_allclose(norm_growth(jax.nn.relu), np.pi / (np.pi - 1), rtol=1e-4)
+    z, weight = np.polynomial.hermite_e.hermegauss(80)
+    weight = weight / weight.sum()
+    expected = weight @ (1 - np.tanh(z) ** 2) ** 2 / (weight @ np.tanh(z) ** 2)
+    np.testing.assert_allclose(norm_growth(jnp.tanh), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("phi", [jnp.tanh, jax.nn.relu, jax.nn.softplus, jnp.sin])
+def test_no_activation_grows_by_less_than_one(phi):
+    assert norm_growth(phi) > norm_growth(lambda z: 3 * z + 1) - 1e-6
+    np.testing.assert_allclose(norm_growth(lambda z: 3 * z + 1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [6, 8, 20])
+def test_of_few_examples_a_linear_layer_grows_as_its_derivative_says(batch):
+    """One layer by automatic differentiation, its input of `batch - 1` dimensions alike."""
+    width, draws = 2000, 20
+    rng = np.random.default_rng(batch)
+    found = []
+    for _ in range(draws):
+        h, w, r = (rng.normal(size=s) for s in ((batch, width), (width, width), (batch, width)))
+        h, r = h - h.mean(0), r - r.mean(0)
+        h *= np.sqrt(batch / (h**2).sum(0))
+
+        def read(h, w=w, r=r):
+            return jnp.sum(jnp.asarray(r) * jax.nn.standardize(h @ w, axis=0, epsilon=0.0))
+
+        gradient = jax.grad(read)(jnp.asarray(h / np.sqrt(width))) / np.sqrt(width)
+        found.append(float((gradient**2).sum() / (r**2).sum()))
+    spread = np.std(found) / np.sqrt(draws)
+    assert abs(np.mean(found) - linear_norm_growth(batch)) < 4 * spread + 2e-3 * batch / 8
+    assert abs(np.mean(found) - 1) > 4 * spread
+    with pytest.raises(BadInput, match="batch: 3; give 4"):
+        linear_norm_growth(3)
+
+
+def test_with_a_skip_all_layers_grow_as_a_power_of_depth():
+    total = np.log(skip_growth(jax.nn.relu, 200_000)).cumsum()
+    slope = (total[-1] - total[999]) / np.log(200_000 / 1000)
+    np.testing.assert_allclose(slope, norm_growth(jax.nn.relu), rtol=1e-3)
