@@ -2,12 +2,15 @@
 
 floor 0   `lab.types`        Model, Dynamics, State, Claim: the shapes everything else has
           `lab.numerics`     centring, lengths and directions at any scale
-floor 1   `lab.models`       networks as (init, apply): linear, MLP, convolutional, transformer
+floor 1   `lab.models`       networks as (init, apply): linear, MLP, convolutional, transformer;
+                             those of Equinox and flax nnx
           `lab.data`         real digits, augmentations, sequences, minibatches; no download
           `lab.objectives`   losses with and without labels, functions of arrays
-          `lab.measures`     curvature and kernels under jit(vmap), attention, representations
+          `lab.measures`     curvature and kernels under jit(vmap), noise of gradients, what lies
+                             between two networks, attention, representations
           `lab.theory`       closed forms, each with its derivation or source
-floor 2   `lab.dynamics`     learning processes: descent by any optax optimiser, flows, bootstrap
+floor 2   `lab.dynamics`     learning processes: descent by any optax optimiser, flows, bootstrap,
+                             sharpness-aware descent; averages beside them
           `lab.tasks`        a network of one seed, and what it is to learn
           `lab.sweep`        the engine: many runs in parallel, measured, stored, resumed
 floor 3   `lab.claims`       statistics and verdicts

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from lab.data import Augmentation, minibatch, two_views
 from lab.numerics import Number
@@ -25,8 +25,8 @@ class Task(NamedTuple):
 
     init: Callable[[], Params]
     loss: Callable[..., Array]
-    batches: Array
-    measures: Array
+    batches: PRNGKeyArray
+    measures: PRNGKeyArray
 
 
 def task(
@@ -78,7 +78,7 @@ class Contrast(NamedTuple):
 def contrast(
     encoder: Model,
     head: Model,
-    key: Array,
+    key: PRNGKeyArray,
     x: Array,
     *,
     how: Augmentation,

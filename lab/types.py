@@ -8,7 +8,7 @@ was measured against what was predicted.
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 Params: TypeAlias = PyTree[Array]
 """The parameters of a model: any pytree of arrays."""
@@ -34,7 +34,7 @@ class Model(NamedTuple):
         apply: `apply(params, x) -> y`.
     """
 
-    init: Callable[[Array], Params]
+    init: Callable[[PRNGKeyArray], Params]
     apply: Callable[..., Any]
 
 

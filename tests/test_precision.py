@@ -72,7 +72,7 @@ def test_the_curvature_of_half_precision_params_is_taken_in_float32(dtype):
     np.testing.assert_allclose(hessian(quartic, params).matvec(ones)["a"], squares, rtol=1e-6)
     key = jax.random.key(0)
     np.testing.assert_allclose(sharpness(quartic, params, key=key), squares[1], rtol=1e-5)
-    found = top_eigenvalues(hessian(quartic, params), 3, key=key, k=3)
+    found = top_eigenvalues(hessian(quartic, params), 3, key=key, k=3).values
     np.testing.assert_allclose(found, [squares[1], 3.0, squares[0]], rtol=1e-5)
 
 

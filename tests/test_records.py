@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.sweep import sweep
+import lab.sweep
+from lab.sweep import measured, states, sweep
 from lab.types import BadInput, Dynamics
 
 
@@ -91,6 +92,16 @@ def test_static_axes_alone_are_a_sweep(layout, stored, tmp_path):
     assert data.x.dims == ("start", "step")
     np.testing.assert_array_equal(data.x, [[1, 0.5, 0.25, 0.125], [2, 1, 0.5, 0.25]])
     assert sweep(halving, {}, **given).equals(data)
+    if stored:
+        opened = lab.sweep.open(tmp_path)
+        assert opened.equals(data)
+        np.testing.assert_array_equal(states(opened.sel(start=2.0)), data.x[1, -1])
+        both = measured(opened, lambda x: {"double": 2 * x})
+        np.testing.assert_array_equal(both.double, 2 * data.x[:, -1])
+    else:
+        told = []
+        sweep(halving, {}, **given, on_segment=told.append)
+        assert {reached.step for reached in told} == {3}
 
 
 def test_a_second_phase_starts_from_the_states_of_the_first(tmp_path):

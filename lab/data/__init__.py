@@ -1,7 +1,16 @@
 """Data: real digits, held by installed packages and never downloaded, and drawn sequences."""
 
-from lab.data.augmentations import Augmentation, augmented, several_views, two_views, views
-from lab.data.batches import minibatch, pairs
+from lab.data.augmentations import (
+    Augmentation,
+    augmented,
+    displacement,
+    erased,
+    several_views,
+    two_views,
+    views,
+    warped,
+)
+from lab.data.batches import epochs, minibatch, pairs
 from lab.data.digits import Digits, Parts, Split, mnist, mnist1d, parts, sklearn_digits
 from lab.data.selection import Selection, token_selection
 from lab.data.sequences import (
@@ -26,6 +35,9 @@ __all__ = [
     "Split",
     "augmented",
     "chain_sequences",
+    "displacement",
+    "epochs",
+    "erased",
     "in_context_regression",
     "markov_chains",
     "minibatch",
@@ -40,4 +52,5 @@ __all__ = [
     "token_selection",
     "two_views",
     "views",
+    "warped",
 ]

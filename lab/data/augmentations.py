@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lab.types import BadInput
 
@@ -39,7 +39,7 @@ class Augmentation(NamedTuple):
     drop: Strength = 0.0
 
 
-def augmented(key: Key[Array, ""], image: Image, how: Augmentation, *, fill: Fill = 0.0) -> Image:
+def augmented(key: PRNGKeyArray, image: Image, how: Augmentation, *, fill: Fill = 0.0) -> Image:
     """A random view: warped (one interpolation for all), then erased, dropped and noisy.
 
     >>> image = jnp.arange(9.0).reshape(3, 3)
@@ -55,7 +55,7 @@ def augmented(key: Key[Array, ""], image: Image, how: Augmentation, *, fill: Fil
 
 
 def displacement(
-    key: Key[Array, ""], shape: tuple[int, ...], how: Augmentation
+    key: PRNGKeyArray, shape: tuple[int, ...], how: Augmentation
 ) -> Float[Array, "2 h w"]:
     """From where each pixel takes its value, less its own place: rows, then columns, in pixels.
 
@@ -94,7 +94,7 @@ def warped(image: Image, displacement: Float[Array, "2 h w"], *, fill: Fill = 0.
     return map_coordinates(image - fill, places, order=1, mode="constant", cval=0.0) + fill
 
 
-def erased(key: Key[Array, ""], image: Image, *, side: Strength, fill: Fill = 0.0) -> Image:
+def erased(key: PRNGKeyArray, image: Image, *, side: Strength, fill: Fill = 0.0) -> Image:
     """The image with a square of background, as large as `side` of its own, wholly inside.
 
     Source: DeVries and Taylor 2017, arXiv 1708.04552 ("cutout").
@@ -114,7 +114,7 @@ def erased(key: Key[Array, ""], image: Image, *, side: Strength, fill: Fill = 0.
 
 
 def two_views(
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     x: Float[Array, "n d"],
     how: Augmentation,
     *,
@@ -141,7 +141,7 @@ def two_views(
 
 
 def views(
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     x: Float[Array, "n d"],
     how: Augmentation,
     *,
@@ -165,7 +165,7 @@ def views(
 
 
 def several_views(
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     x: Float[Array, "n d"],
     how: Augmentation,
     *,

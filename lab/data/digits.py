@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lab.types import BadInput
 
@@ -272,7 +272,7 @@ class Parts(NamedTuple):
 
 
 def parts(
-    key: Key[Array, ""], *, examples: int, labelled: int, validation: int, tested: int
+    key: PRNGKeyArray, *, examples: int, labelled: int, validation: int, tested: int
 ) -> Parts:
     """Rows drawn by tens that hold one digit of each class, as `mnist` orders train and test.
 
@@ -300,7 +300,7 @@ def parts(
     if labelled > examples:
         raise BadInput(f"labelled: {labelled}; there are {examples} examples")
 
-    def tens(key: Array, count: int) -> Array:
+    def tens(key: PRNGKeyArray, count: int) -> Array:
         order = jax.random.permutation(key, count // 10)
         return (10 * order[:, None] + jnp.arange(10)[None]).reshape(-1)
 

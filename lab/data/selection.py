@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lab.types import BadInput
 
@@ -24,7 +24,7 @@ class Selection(NamedTuple):
 
 
 def token_selection(
-    key: Key[Array, ""], *, sequences: int, tokens: int, dimension: int, equal: bool = True
+    key: PRNGKeyArray, *, sequences: int, tokens: int, dimension: int, equal: bool = True
 ) -> Selection:
     """Random tokens of which one a sequence, at a random place, scores 1.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lab.types import BadInput
 
@@ -47,7 +47,7 @@ class Regressions(NamedTuple):
 
 
 def in_context_regression(
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     *,
     tasks: int,
     context: int,
@@ -109,7 +109,7 @@ class Repeats(NamedTuple):
 
 
 def periodic_repeats(
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     *,
     sequences: int,
     length: int,
@@ -163,7 +163,7 @@ class Chains(NamedTuple):
         return jnp.take_along_axis(self.transitions, self.tokens[..., None], 1)
 
 
-def markov_chains(key: Key[Array, ""], *, sequences: int, length: int, states: int) -> Chains:
+def markov_chains(key: PRNGKeyArray, *, sequences: int, length: int, states: int) -> Chains:
     """Sequences of Markov chains drawn anew: rows of transitions uniform on the simplex.
 
     So each row is Dirichlet(1, ..., 1), and the first token is uniform, which tells nothing of the
@@ -203,7 +203,7 @@ def markov_chains(key: Key[Array, ""], *, sequences: int, length: int, states: i
 
 
 def chain_sequences(
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     transitions: Float[Array, "k k"],
     start: Float[Array, " k"],
     *,

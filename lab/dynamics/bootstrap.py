@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lab.dynamics.descent import unknown, updated
+from lab.dynamics.descent import Objective, begun, objectives, updated
 from lab.types import Dynamics, Params, Record
 
 
@@ -18,7 +18,8 @@ class Bootstrap(NamedTuple):
         params: of the online network, which gradients move.
         target: of the target network, their moving average.
         opt_state: the optimiser's own state.
-        loss: that the last step started from; before the first the largest finite number.
+        loss: that the last step started from; before the first that of the initial params, on the
+            batch of step 0.
     """
 
     params: Params
@@ -65,17 +66,17 @@ def bootstrap(
     (1.0, 0.1)
     """
 
-    def batches(t: Array) -> tuple[Any, ...]:
-        return () if batch is None else (batch(t),)
+    def objective(target: Params, t: Array) -> Objective:
+        return objectives(lambda params, *of: loss(params, target, *of), batch=batch)(None, t)
 
     def start() -> Bootstrap:
         params = init()
-        before = unknown(loss, params, params, *batches(jnp.int32(0)))
-        return Bootstrap(params, params, optimizer.init(params), before)
+        opt_state, value, _ = begun(objective(params, jnp.int32(0)), optimizer, params)
+        return Bootstrap(params, params, opt_state, value)
 
     def step(state: Bootstrap, t: Array) -> Bootstrap:
-        params, opt_state, value = updated(
-            loss, optimizer, state.params, state.opt_state, state.target, *batches(t)
+        params, opt_state, value, _ = updated(
+            objective(state.target, t), optimizer, state.params, state.opt_state
         )
         target = optax.incremental_update(params, state.target, 1 - average)
         return Bootstrap(params, target, opt_state, value)

@@ -1,9 +1,10 @@
 """Curvature of a loss: its sharpness, trace and spectrum, from Hessian-vector products alone.
 
 Three layers. An `Operator` is a symmetric matrix known only by its products: `hessian`,
-`gauss_newton`, `preconditioned`. `lanczos` finds eigenvalues of one, and on it stand
-`top_eigenpair`, `spectrum_ends`, `top_eigenvalues`, `trace` and `spectral_quadrature`. `sharpness`
-and `preconditioned_sharpness` are the shorthands that experiments use:
+`gauss_newton`, `empirical_fisher`, `preconditioned`. `lanczos` finds eigenvalues of one, and on it
+stand `top_eigenpair`, `spectrum_ends`, `top_eigenpairs`, `top_eigenvalues`, `trace` and
+`spectral_quadrature`. `sharpness` and `preconditioned_sharpness` are the shorthands that
+experiments use:
 
     sharpness(loss, params, key=key)  ==  top_eigenpair(hessian(loss, params), key=key).value
 
@@ -22,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from matfree import decomp
 
+from lab.numerics import length, unit
 from lab.types import BadInput, Params
 
 Scalar = Float[Array, ""]
@@ -71,6 +73,31 @@ class Eigenpair(NamedTuple):
     residual: Scalar
 
 
+class Eigenpairs(NamedTuple):
+    """Several of `Eigenpair`, the largest first; NaN past what was found.
+
+    Attributes:
+        values: eigenvalues.
+        vectors: of unit length, at right angles: the pytree with a leading k.
+        residuals: some eigenvalue is at most so far from each value.
+    """
+
+    values: Float[Array, "k"]
+    vectors: Params
+    residuals: Float[Array, "k"]
+
+
+class Eigenvalues(NamedTuple):
+    """Eigenvalues, the largest first, and how far from each some eigenvalue is at most.
+
+    A value has converged where its residual is small beside it, or beside the gap to the next; both
+    are NaN past what was found.
+    """
+
+    values: Float[Array, "k"]
+    residuals: Float[Array, "k"]
+
+
 class Estimate(NamedTuple):
     """A Monte Carlo mean and its standard error."""
 
@@ -97,17 +124,6 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     Array([ 6., 12.], dtype=float32)
     """
     return jax.jvp(jax.grad(loss), (_single(params),), (_single(vector),))[1]
-
-
-def _single(tree: Params) -> Params:
-    """The pytree with what is narrower than float32 as float32: 8 bits hold no Krylov space."""
-
-    def single(x: Array) -> Array:
-        dtype = jnp.result_type(x)
-        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-        return jnp.asarray(x, jnp.float32) if narrow else x
-
-    return jax.tree.map(single, tree)
 
 
 def gnvp(
@@ -155,6 +171,31 @@ def gauss_newton(
     pullback = jax.linear_transpose(pushforward, params)
     _, output_hessian = jax.linearize(jax.grad(output_loss), outputs)
     return Operator(lambda vector: pullback(output_hessian(pushforward(vector)))[0], params)
+
+
+def empirical_fisher(
+    loss: Callable[[Params, PyTree[Array]], Scalar], params: Params, examples: PyTree[Array]
+) -> Operator:
+    """The empirical Fisher matrix `1/n Σ_i g_i g_iᵀ`, g_i the gradient of example i at its label.
+
+    Not the Fisher matrix, whose labels are the model's own draws: the two differ away from a
+    perfect fit (Kunstner, Balles and Hennig 2019, arXiv 1905.12558). Its trace is the mean of
+    |g_i|², by `trace` an estimate, by `lab.measures.gradient_noise` exactly.
+
+    Args:
+        loss: loss(params, batch) -> scalar, a mean over the batch; it is given batches of one.
+        params: where.
+        examples: arrays with a leading axis of n examples.
+
+    >>> operator = empirical_fisher(lambda w, x: jnp.mean(x @ w), jnp.zeros(2), jnp.eye(2))
+    >>> operator.matvec(jnp.array([4.0, 2.0]))
+    Array([2., 1.], dtype=float32)
+    """
+
+    def losses(at: Params) -> Float[Array, " n"]:
+        return jax.vmap(lambda one: loss(at, jax.tree.map(lambda leaf: leaf[None], one)))(examples)
+
+    return gauss_newton(losses, lambda each: 0.5 * jnp.mean(each**2), params)
 
 
 def preconditioned(operator: Operator, preconditioner: Params) -> Operator:
@@ -255,6 +296,40 @@ def top_eigenpair(
     return spectrum_ends(operator, key=key, vector=vector, k=k)[1]
 
 
+def top_eigenpairs(
+    operator: Operator,
+    count: int,
+    *,
+    key: PRNGKeyArray | None = None,
+    vector: Params | None = None,
+    k: int,
+) -> Eigenpairs:
+    """The `count` algebraically largest eigenvalues, with their vectors and residuals.
+
+    Lanczos finds each distinct eigenvalue once: the identity gives one pair, then NaN. The lower
+    ones converge later, as their residuals say, so take `k` several times `count`.
+
+    Raises:
+        BadInput: unless `1 <= count <= k`.
+
+    >>> operator = Operator(lambda v: jnp.array([3.0, 1.0, -5.0]) * v, jnp.zeros(3))
+    >>> top = top_eigenpairs(operator, 2, key=jax.random.key(0), k=8)
+    >>> jnp.abs(top.vectors).round(3)
+    Array([[1., 0., 0.],
+           [0., 1., 0.]], dtype=float32)
+    """
+    if not 1 <= count <= k:
+        raise BadInput(f"count: {count} eigenvalues of k={k} products; give 1 to {k}")
+    ritz = lanczos(operator.matvec, _start(operator, key, vector), k)
+
+    def first(leaf: Array) -> Array:
+        missing = max(0, count - len(leaf))
+        widths = [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]
+        return jnp.pad(leaf[:count], widths, constant_values=jnp.nan)
+
+    return Eigenpairs(*jax.tree.map(first, ritz[:3]))
+
+
 def top_eigenvalues(
     operator: Operator,
     count: int,
@@ -262,24 +337,21 @@ def top_eigenvalues(
     key: PRNGKeyArray | None = None,
     vector: Params | None = None,
     k: int,
-) -> Float[Array, "count"]:
-    """The `count` algebraically largest eigenvalues, descending; NaN past what was found.
-
-    Lanczos finds each distinct eigenvalue once: the identity gives one value, then NaN. The lower
-    ones converge later, so take `k` several times `count` (`lanczos` gives their residuals).
+) -> Eigenvalues:
+    """The values and residuals of `top_eigenpairs`.
 
     Raises:
         BadInput: unless `1 <= count <= k`.
 
     >>> operator = Operator(lambda v: jnp.array([3.0, 1.0, -5.0]) * v, jnp.zeros(3))
-    >>> values = top_eigenvalues(operator, 4, key=jax.random.key(0), k=8)
-    >>> [round(float(value), 4) for value in values]
+    >>> top = top_eigenvalues(operator, 4, key=jax.random.key(0), k=8)
+    >>> [round(float(value), 4) for value in top.values]
     [3.0, 1.0, -5.0, nan]
+    >>> bool((top.residuals[:3] < 1e-4).all())
+    True
     """
-    if not 1 <= count <= k:
-        raise BadInput(f"{count} eigenvalues need 1 <= count <= k, got k={k}")
-    values = lanczos(operator.matvec, _start(operator, key, vector), k).values[:count]
-    return jnp.pad(values, (0, count - values.size), constant_values=jnp.nan)
+    values, _, residuals = top_eigenpairs(operator, count, key=key, vector=vector, k=k)
+    return Eigenvalues(values, residuals)
 
 
 def trace(operator: Operator, *, key: PRNGKeyArray, probes: int = 32) -> Estimate:
@@ -300,7 +372,7 @@ def trace(operator: Operator, *, key: PRNGKeyArray, probes: int = 32) -> Estimat
         raise BadInput(f"a standard error needs probes >= 2, got probes={probes}")
     zero, unravel = ravel_pytree(operator.domain)
 
-    def sample(probe_key: Array) -> Array:
+    def sample(probe_key: PRNGKeyArray) -> Array:
         signs = jax.random.rademacher(probe_key, zero.shape, zero.dtype)
         return jnp.vdot(signs, ravel_pytree(operator.matvec(unravel(signs)))[0])
 
@@ -328,7 +400,7 @@ def spectral_quadrature(
     if probes < 1:
         raise BadInput(f"the quadrature needs probes >= 1, got probes={probes}")
 
-    def probe(probe_key: Array) -> Quadrature:
+    def probe(probe_key: PRNGKeyArray) -> Quadrature:
         ritz = lanczos(operator.matvec, _start(operator, probe_key, None), k)
         nodes = jnp.where(jnp.isnan(ritz.values), ritz.values[0], ritz.values)
         return Quadrature(nodes, ritz.weights / probes)
@@ -349,6 +421,47 @@ def spectral_density(
     """
     offsets = grid[:, None] - quadrature.nodes.reshape(1, -1)
     return jax.scipy.stats.norm.pdf(offsets, scale=bandwidth) @ quadrature.weights.ravel()
+
+
+# Subspaces
+
+
+def subspace_share(vector: Params, basis: Params) -> Scalar:
+    """The share of a vector's squared length in a subspace, `Σ_i (u_iᵀ g)² / |g|²`, from 0 to 1.
+
+    Of a gradient and the Hessian's top eigenvectors: how much of descent happens there. Vectors of
+    the basis that were not found (NaN) are left out; NaN where none was, or the vector is zero.
+    Source: Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754.
+
+    Args:
+        vector: such as a gradient.
+        basis: orthonormal, with a leading axis, such as `top_eigenpairs(...).vectors`.
+
+    >>> round(float(subspace_share(jnp.array([3.0, 4.0]), jnp.array([[1.0, 0.0]]))), 4)
+    0.36
+    """
+    U, found = _rows(basis)
+    g = ravel_pytree(vector)[0]
+    known = found.any() & (length(g) > 0)
+    return jnp.where(known, jnp.sum((U @ unit(g)) ** 2), jnp.nan)
+
+
+def subspace_overlap(basis: Params, other: Params) -> Scalar:
+    """How alike two subspaces are, `tr(P Q) / sqrt(tr P tr Q)` of their projections, from 0 to 1.
+
+    k of one and m of the other at random in n dimensions have `sqrt(k m) / n` on average. Vectors
+    that were not found (NaN) are left out. Source: Gur-Ari, Roberts and Dyer 2018, arXiv
+    1812.04754.
+
+    Args:
+        basis: orthonormal, with a leading axis.
+        other: likewise, of as many dimensions.
+
+    >>> float(subspace_overlap(jnp.eye(3)[:2], jnp.eye(3)[1:]))
+    0.5
+    """
+    (U, found), (V, others) = _rows(basis), _rows(other)
+    return jnp.sum((U @ V.T) ** 2) / jnp.sqrt(jnp.sum(found) * jnp.sum(others))
 
 
 # Shorthands for experiments
@@ -461,7 +574,25 @@ def rmsprop_preconditioner(
     return jax.tree.map(leaf, state.nu)
 
 
-def _start(operator: Operator, key: Array | None, vector: Params | None) -> Params:
+def _single(tree: Params) -> Params:
+    """The pytree with what is narrower than float32 as float32: 8 bits hold no Krylov space."""
+
+    def single(x: Array) -> Array:
+        dtype = jnp.result_type(x)
+        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        return jnp.asarray(x, jnp.float32) if narrow else x
+
+    return jax.tree.map(single, tree)
+
+
+def _rows(basis: Params) -> tuple[Float[Array, "k n"], Bool[Array, " k"]]:
+    """A basis as rows, zero where it was not found, and which were found."""
+    rows = jax.vmap(lambda vector: ravel_pytree(vector)[0])(basis)
+    found = ~jnp.isnan(rows).any(1)
+    return jnp.where(found[:, None], rows, 0), found
+
+
+def _start(operator: Operator, key: PRNGKeyArray | None, vector: Params | None) -> Params:
     """The start of a Krylov space: `vector`, or a normal one drawn from `key`."""
     if (key is None) == (vector is None):
         raise BadInput("Lanczos starts from key=... or from vector=...: give exactly one")

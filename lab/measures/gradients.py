@@ -1,4 +1,4 @@
-"""What minibatches see of a loss: curvature along their own gradients."""
+"""What minibatches see of a loss: curvature along their own gradients, and their noise."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from lab.measures.curvature import hessian
-from lab.numerics import length, scaled, unit
-from lab.types import Params
+from lab.numerics import Number, length, scaled, unit
+from lab.types import BadInput, Params
 
 Scalar = Float[Array, ""]
 
@@ -27,6 +27,30 @@ class BatchSharpness(NamedTuple):
 
     own: Scalar
     other: Scalar
+
+
+class GradientNoise(NamedTuple):
+    """How much gradients of examples differ, beside their mean.
+
+    Attributes:
+        noise: tr Σ, Σ the covariance of one example's gradient.
+        signal: |G|², the squared length of the true gradient; being unbiased it may come out
+            negative.
+        scale: tr Σ / |G|², the simple noise scale, in examples: batches much below it gain from
+            each example more, batches much above it do not. Infinite or negative where the
+            signal is not seen.
+    """
+
+    noise: Scalar
+    signal: Scalar
+
+    @property
+    def scale(self) -> Scalar:
+        return self.noise / self.signal
+
+    @property
+    def fisher_trace(self) -> Scalar:
+        return self.noise + self.signal
 
 
 def batch_sharpness(
@@ -73,3 +97,79 @@ def batch_sharpness(
     weights = scaled(lengths) ** 2
     square = jnp.sum(weights)
     return BatchSharpness(jnp.sum(weights * own) / square, jnp.sum(weights * other) / square)
+
+
+def gradient_noise(
+    loss: Callable[..., Scalar], params: Params, examples: PyTree[Array]
+) -> GradientNoise:
+    """The simple noise scale from the gradients of single examples, noise and signal unbiased.
+
+        tr Σ = 1 / (n - 1) Σ_i |g_i - ḡ|²,   |G|² = |ḡ|² - tr Σ / n,   ḡ = 1/n Σ_i g_i
+
+    Unbiased of the distribution that n independent examples come from; of a training set taken
+    whole |ḡ|² is the signal itself. The ratio of the two is biased by order 1 / n. The trace of the
+    empirical Fisher matrix, the mean of |g_i|², is the sum of the two: `fisher_trace`. Examples run
+    one after the other, and two gradients are held.
+
+    Source: McCandlish, Kaplan, Amodei and the OpenAI Dota team 2018, arXiv 1812.06162 (the simple
+    noise scale).
+
+    Args:
+        loss: loss(params, batch) -> scalar, a mean over the batch; it is given batches of one.
+        params: where.
+        examples: arrays with a leading axis of n examples, at least 2.
+
+    Raises:
+        BadInput: fewer than two examples.
+
+    >>> noise = gradient_noise(lambda w, x: jnp.mean(x * w), jnp.float32(1), jnp.array([1.0, 3.0]))
+    >>> [float(x) for x in (noise.noise, noise.signal, noise.fisher_trace)]
+    [2.0, 3.0, 5.0]
+    """
+    count = len(jax.tree.leaves(examples)[0])
+    if count < 2:
+        raise BadInput(f"examples: {count}; noise takes at least 2")
+    gradient = jax.grad(loss)
+
+    def gone_on(
+        seen: tuple[Array, Array, Array], example: PyTree[Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        """Mean and sum of squares about it, of one more (Welford)."""
+        number, mean, squares = seen
+        one = jax.tree.map(lambda leaf: leaf[None], example)
+        beyond = ravel_pytree(gradient(params, one))[0] - mean
+        mean = mean + beyond / (number + 1)
+        return (number + 1, mean, squares + jnp.sum(beyond**2) * number / (number + 1)), None
+
+    zero = jnp.zeros_like(ravel_pytree(params)[0])
+    begin = (jnp.zeros((), zero.dtype), zero, jnp.zeros((), zero.dtype))
+    (_, mean, squares), _ = jax.lax.scan(gone_on, begin, examples)
+    noise = squares / (count - 1)
+    return GradientNoise(noise, jnp.sum(mean**2) - noise / count)
+
+
+def noise_of_two_sizes(small: Number, big: Number, *, sizes: tuple[int, int]) -> GradientNoise:
+    """Noise and signal from squared lengths of gradients of batches of two sizes, b < B.
+
+        tr Σ = (|G_b|² - |G_B|²) / (1/b - 1/B),   |G|² = (B |G_B|² - b |G_b|²) / (B - b)
+
+    Each is unbiased, as `E|G_b|² = |G|² + tr Σ / b`: average them over steps before their ratio.
+    Source: McCandlish et al. 2018, arXiv 1812.06162, appendix on unbiased estimates.
+
+    Args:
+        small: |G_b|², of a gradient that is the mean over b examples; or its mean over steps.
+        big: |G_B|².
+        sizes: (b, B).
+
+    Raises:
+        BadInput: sizes that do not ascend from 1.
+
+    >>> noise = noise_of_two_sizes(5.0, 4.0, sizes=(1, 2))
+    >>> [float(x) for x in (noise.noise, noise.signal)]
+    [2.0, 3.0]
+    """
+    b, B = sizes
+    if not 1 <= b < B:
+        raise BadInput(f"sizes: {sizes}; give two that ascend from 1, the small one first")
+    noise = (jnp.asarray(small) - jnp.asarray(big)) / (1 / b - 1 / B)
+    return GradientNoise(noise, (B * jnp.asarray(big) - b * jnp.asarray(small)) / (B - b))

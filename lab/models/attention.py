@@ -23,7 +23,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lab.types import BadInput, Model, Params
 
@@ -101,7 +101,7 @@ def merged_attention(
     ((5, 1, 3), (5, 1, 1, 4))
     """
 
-    def init(key: Key[Array, ""]) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         kq_key, pv_key = jax.random.split(key)
         shape = (heads, width, width)
         return {
@@ -187,7 +187,7 @@ def attention_blocks(
     check_blocks(width, layers, heads, norm)
     network = Blocks(layers, heads, hidden, skip, norm, kernel, causal)
 
-    def init(key: Key[Array, ""]) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         return network.init(key, jnp.zeros((1, width)), Taps())["params"]
 
     def apply(

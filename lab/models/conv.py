@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lab.types import BadInput, Model, Params
 
@@ -39,7 +39,7 @@ def conv_net(
         raise BadInput(f"shape: {shape} cannot be halved {len(channels)} times; give larger images")
     network = _Network(shape, tuple(channels), outputs)
 
-    def init(key: Key[Array, ""]) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         return network.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]
 
     def apply(params: Params, x: Float[Array, "n d"]) -> Float[Array, "n c"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lab.types import BadInput, Model
 
@@ -65,7 +65,7 @@ def deep_linear(
             "narrower end, which init='balanced' cannot pass through"
         )
 
-    def initial(key: Key[Array, ""]) -> tuple[Float[Array, "_ _"], ...]:
+    def initial(key: PRNGKeyArray) -> tuple[Float[Array, "_ _"], ...]:
         if init == "balanced":
             return tuple(scale * W for W in _balanced(key, sizes))
         kernel = (
@@ -99,7 +99,7 @@ def end_to_end(params: Sequence[Float[Array, "_ _"]]) -> Float[Array, "d c"]:
     return functools.reduce(jnp.matmul, params)
 
 
-def _balanced(key: Array, sizes: tuple[int, ...]) -> list[Array]:
+def _balanced(key: PRNGKeyArray, sizes: tuple[int, ...]) -> list[Array]:
     """The factors of a matrix with variance 1 / fan_in, each with the L-th root of its spectrum."""
     d, c, depth = sizes[0], sizes[-1], len(sizes) - 1
     A = jax.random.normal(key, (d, c), float) / jnp.sqrt(d)

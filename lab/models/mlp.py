@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.scipy.special import erf
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lab.types import BadInput, Model, Params
 
@@ -141,7 +141,7 @@ def mlp(
         bias_stds=tuple(std * bias_std for _, _, _, std in scales) if bias else None,
     )
 
-    def init(key: Key[Array, ""]) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         return network.init(key, jnp.zeros(sizes[0]))["params"]
 
     def apply(

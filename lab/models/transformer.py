@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lab.models.attention import Blocks, Edits, Taps, check_blocks
 from lab.types import BadInput, Model, Params
@@ -98,7 +98,7 @@ def transformer(
         scale=scale,
     )
 
-    def init(key: Key[Array, ""]) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         return network.init(key, jnp.zeros((1, length), jnp.int32), Taps())["params"]
 
     def apply(

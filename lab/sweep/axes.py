@@ -138,10 +138,27 @@ def grid_values(axes: Sequence[Axis]) -> dict[str, np.ndarray]:
     >>> grid_values(parsed({"lr": [0.1, 0.2], "seed": range(2)}))["seed"]
     array([0, 1, 0, 1], dtype=int32)
     """
-    index: Any = np.indices([len(axis) for axis in axes]).reshape(len(axes), -1) if axes else []
+    index = _indices(axes)
     return {
         name: value[index[i]] for i, axis in enumerate(axes) for name, value in axis.values.items()
     }
+
+
+def grid_labels(axes: Sequence[Axis]) -> dict[str, np.ndarray]:
+    """The labels of each run of the grid: {hyperparameter: labels stacked over runs}.
+
+    >>> grid_labels(parsed({"lr": [0.1, 0.2], "seed": range(2)}))["lr"].tolist()
+    [0.1, 0.1, 0.2, 0.2]
+    """
+    index = _indices(axes)
+    return {
+        name: label[index[i]] for i, axis in enumerate(axes) for name, label in axis.labels.items()
+    }
+
+
+def _indices(axes: Sequence[Axis]) -> Any:
+    """The place along each axis of each run, last axis fastest."""
+    return np.indices([len(axis) for axis in axes]).reshape(len(axes), -1) if axes else []
 
 
 def _axis(name: Any, values: Any) -> Axis:

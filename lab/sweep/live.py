@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab.sweep.axes import Axis
+from lab.sweep.axes import Axis, grid_labels
 from lab.sweep.book import Book
 from lab.sweep.dataset import widened
 from lab.types import BadInput
@@ -65,8 +65,7 @@ def watched(
         static: {name: label} of each part.
         on_segment: whom to tell.
     """
-    index: Any = np.indices([len(axis) for axis in grid]).reshape(len(grid), -1) if grid else []
-    labels = {n: v[index[i]] for i, axis in enumerate(grid) for n, v in axis.labels.items()}
+    labels = grid_labels(grid)
     lock, ended = Lock(), list[bool]()
 
     for book, point in zip(books, static, strict=True):

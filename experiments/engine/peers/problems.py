@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from lab.data import minibatch, mnist, pixel_sequences, sklearn_digits
 from lab.dynamics import Descent, descent, followed
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     Attributes:
         title: what is trained.
         training: training(seed, x, y) -> Dynamics; records "loss" each `EVERY` steps, that from
-            which the last step started (the greatest float at first), and "sharpness" each
+            which the last step started (at first that of the initial weights), and "sharpness" each
             `INSPECT_EVERY` where it is measured.
         examples: {"x", "y"}: the training set.
         runs: seeds 0, 1, ...
@@ -109,7 +109,7 @@ def training(
     )
 
 
-def perturbed(key: Array, vector: Params, *, size: float) -> Params:
+def perturbed(key: PRNGKeyArray, vector: Params, *, size: float) -> Params:
     """A unit vector plus a random one of length about `size`."""
     flat, unravel = ravel_pytree(vector)
     return unravel(flat + size / flat.size**0.5 * jax.random.normal(key, flat.shape, flat.dtype))

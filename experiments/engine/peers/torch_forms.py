@@ -38,12 +38,18 @@ def with_eager(problem: Problem, *, compiled: bool = False) -> Run:
     (x, y), started, drawn = examples(problem), *cached(problem)
     value_of = torch.compile(partial(loss, problem)) if compiled else partial(loss, problem)
 
+    def drawn_at(t: int, batches: Batches) -> tuple[Any, Any]:
+        index = batches(t)
+        return (x, y) if index is None else (x[index], y[index])
+
     def solo(weights: Weights, steps: int, batches: Batches) -> dict[str, list[float]]:
         leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
         made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[problem.optimizer]
         optimizer = made(list(leaves.values()), lr=problem.lr)
         records: dict[str, list[float]] = {name: [] for name in kept(problem)}
-        value = torch.tensor(torch.finfo(torch.float32).max, device=DEVICE)
+        batch = drawn_at(0, batches)
+        with torch.no_grad():
+            value = loss(problem, leaves, *batch)
         for t in range(steps + 1):
             if problem.sharpness and t % INSPECT_EVERY == 0:
                 records["sharpness"].append(sharpness(problem, leaves, x, y))
@@ -51,8 +57,7 @@ def with_eager(problem: Problem, *, compiled: bool = False) -> Run:
                 records["loss"].append(value.item())
             if t == steps:
                 break
-            index = batches(t)
-            batch = (x, y) if index is None else (x[index], y[index])
+            batch = drawn_at(t, batches) if t else batch
             optimizer.zero_grad()
             value = value_of(leaves, *batch)
             value.backward()
@@ -92,20 +97,25 @@ def with_func(problem: Problem) -> Run:
 
         gradient = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, shared, shared))
         each = [drawn(i) for i in range(runs)]
-        greatest, records = torch.finfo(torch.float32).max, []
-        losses = torch.full((runs,), greatest, device=DEVICE)
+        records: list[np.ndarray] = []
+
+        def drawn_at(t: int) -> tuple[Any, Any]:
+            if problem.batch is None:
+                return x, y
+            index = indices(problem, each, t, runs)
+            return x[index], y[index]
+
         wait()
         begun = time.perf_counter()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # vmap batches no other kind
+            batch = drawn_at(0)
+            losses = torch.func.vmap(one, in_dims=(0, shared, shared))(weights, *batch)
             for t in range(steps + 1):
                 if t % EVERY == 0:
                     records.append(losses.cpu().numpy())
                 if t == steps:
                     break
-                batch = (x, y)
-                if problem.batch is not None:
-                    index = indices(problem, each, t, runs)
-                    batch = (x[index], y[index])
+                batch = drawn_at(t) if t else batch
                 gradients, losses = gradient(weights, *batch)
                 for name, g in gradients.items():
                     weights[name].grad = g
