@@ -17,7 +17,6 @@ from lab.measures import (
     empirical_fisher,
     gradient_noise,
     hessian,
-    lanczos,
     loss_between,
     noise_of_two_sizes,
     permuted,
@@ -78,13 +77,6 @@ def test_residuals_say_which_eigenvalues_have_converged(params, dense):
     off = np.abs(np.asarray(found.values)[:, None] - true[None]).min(1)
     assert (off <= found.residuals + 1e-5).all()
     assert found.residuals[0] < 0.05 * found.values[0] < found.residuals[4]
-    ritz = lanczos(hessian(loss, params).matvec, top_start(params), 7)
-    again = top_eigenvalues(hessian(loss, params), 5, vector=top_start(params), k=7)
-    np.testing.assert_array_equal(again.residuals, ritz.residuals[:5])
-
-
-def top_start(params):
-    return jax.tree.map(jnp.ones_like, params)
 
 
 def test_the_share_of_a_gradient_in_the_top_eigenvectors_follows_descent(dense):
@@ -264,7 +256,7 @@ def test_a_permuted_copy_is_matched_back_exactly_and_has_no_barrier(model):
 NARROW = mlp((2, 8, 8, 1))
 
 
-@pytest.mark.parametrize("seed", [0, 3, 7, 10])
+@pytest.mark.parametrize("seed", [0, 3])
 def test_a_copy_of_a_narrow_deep_network_is_matched_where_descent_from_its_own_order_fails(seed):
     params = NARROW.init(jax.random.key(seed))
     rng = np.random.default_rng(seed)

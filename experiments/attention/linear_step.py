@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from lab.claims import Control, Expected, Measured, about, above, below
@@ -77,7 +77,7 @@ class Config:
 PRESETS = {"quick": Config(contexts=(10, 20), seeds=5), "paper": Config()}
 
 
-def structured(key: Array, norm: float, *, aligned: bool) -> Params:
+def structured(key: PRNGKeyArray, norm: float, *, aligned: bool) -> Params:
     """Zhang's start: K = σ Θ Θᵀ of norm σ, u = σ, all else 0; aligned, Θ Θᵀ is the identity's."""
     Θ = jnp.eye(D) if aligned else jax.random.normal(key, (D, D))
     K = norm * Θ @ Θ.T / jnp.linalg.norm(Θ @ Θ.T)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from lab.claims import Control, Expected, Measured, above, below
@@ -74,7 +74,7 @@ def classifier(norm: str, layers: int, config: Config) -> Model:
     width = config.width
     blocks = attention_blocks(width, layers=layers, heads=4, hidden=2 * width, norm=norm)
 
-    def init(key: Array) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         block_key, *keys = jax.random.split(key, 4)
         shapes = {"embed": (8, width), "place": (8, width), "head": (width, 10)}
         normal = {

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from lab.claims import Control, Expected, Measured, about, above, below
@@ -100,7 +100,7 @@ def training(
     plain, heavy = RATES[batch]
     rate = optax.linear_schedule(0.0, share * jnp.where(momentum > 0, heavy, plain), config.warmup)
 
-    def draw(key: Array) -> tuple[Array, Array]:
+    def draw(key: PRNGKeyArray) -> tuple[Array, Array]:
         chosen = jax.random.permutation(key, len(x))[:batch]
         return x[chosen], y[chosen]
 

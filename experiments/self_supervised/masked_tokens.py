@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from lab.claims import Control, Expected, Measured, about, above, below
@@ -87,7 +87,7 @@ def filling(sees: Array, seed: Array, *, config: Config) -> Dynamics:
     def blinded(scores: Array) -> Array:
         return jnp.where(jnp.broadcast_to(shut, scores.shape), -jnp.inf, scores)
 
-    def drawn(key: Array, count: int) -> tuple[Array, Array]:
+    def drawn(key: PRNGKeyArray, count: int) -> tuple[Array, Array]:
         draw_key, hide_key = jax.random.split(key)
         tokens = chain_sequences(draw_key, chain, rest, sequences=count, length=config.length)
         return tokens, jax.random.bernoulli(hide_key, config.hidden, tokens.shape)

@@ -126,6 +126,17 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     return jax.jvp(jax.grad(loss), (_single(params),), (_single(vector),))[1]
 
 
+def _single(tree: Params) -> Params:
+    """The pytree with what is narrower than float32 as float32: 8 bits hold no Krylov space."""
+
+    def single(x: Array) -> Array:
+        dtype = jnp.result_type(x)
+        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        return jnp.asarray(x, jnp.float32) if narrow else x
+
+    return jax.tree.map(single, tree)
+
+
 def gnvp(
     predict: Callable[[Params], PyTree],
     output_loss: Callable[[PyTree], Scalar],
@@ -572,17 +583,6 @@ def rmsprop_preconditioner(
         return jnp.where(nu == 0, jnp.inf, P)
 
     return jax.tree.map(leaf, state.nu)
-
-
-def _single(tree: Params) -> Params:
-    """The pytree with what is narrower than float32 as float32: 8 bits hold no Krylov space."""
-
-    def single(x: Array) -> Array:
-        dtype = jnp.result_type(x)
-        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-        return jnp.asarray(x, jnp.float32) if narrow else x
-
-    return jax.tree.map(single, tree)
 
 
 def _rows(basis: Params) -> tuple[Float[Array, "k n"], Bool[Array, " k"]]:
