@@ -41,6 +41,7 @@ import xarray as xr
 
 import lab.sweep.store as store_module
 from lab.sweep import final_states, run, sweep
+from lab.sweep.dataset import widened
 from lab.sweep.trace import plain
 from lab.types import BadInput, Dynamics
 from tests.processes import digest, files
@@ -802,9 +803,11 @@ def disagreement(data: Any, asked: dict[str, Any], chance: random.Random, like: 
         if data[name].values.tolist() != wanted:
             return f"coordinate {name}: {data[name].values.tolist()} is not {wanted}"
     steps, every, rare = asked["steps"], asked["every"], asked.get("inspect_every")
-    at = {"step": [*range(0, steps + 1, every)]}
-    if rare is not None:
-        at["step_rare"] = [*range(0, steps + 1, rare)]
+    at = {
+        stream: [*map(int, given)] if np.iterable(given) else [*range(0, steps + 1, given)]
+        for stream, given in (("step", every), ("step_rare", rare))
+        if given is not None
+    }
     for name, wanted in at.items():
         if data[name].values.tolist() != wanted:
             return f"coordinate {name}"
@@ -859,7 +862,7 @@ def _run_differs(one: Any, asked: dict, point: dict, at: dict, like: list) -> st
         own_dims = own_dims or [f"{name}_{i}" for i in range(records[0].ndim)]
         if [*one[name].dims] != [stream, *own_dims]:
             return f"dims of {name}: {one[name].dims}"
-        if not same(one[name].values, np.stack(records)):
+        if not same(one[name].values, widened(np.stack(records))):
             return f"{name} is {one[name].values}, not {np.stack(records)}"
     return ""
 
