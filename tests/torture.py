@@ -670,7 +670,12 @@ WITH = {
         ThreadPoolExecutor(1) | ThreadPoolExecutor | Idle | lambda: ThreadPoolExecutor(1) | raising
         ProcessPoolExecutor(1) | Executor() | Idle(job=Future) | Idle(pickle.dumps(V))
     """,
-    "keep": "V | 'final' | 'Final' | 'all'",
+    "keep": "V | 'final' | 'Final' | 'all' | [0, 3] | range(5) | [V]",
+    "on_segment": "5 | 'x' | [] | print | repr | lambda: None | lambda reached: V",
+    "feed": """
+        V | Feed | Feed(lambda *_: {}, V) | Feed(lambda *_: V, 2) | Feed(5, 2)
+        Feed(lambda *_: {}, 5) | Feed(lambda *_: {}, 2)
+    """,
     "progress": "V",
 }
 """{argument: odd ones}, where V stands for any of VALUES, N for a name, D for a dtype."""
@@ -739,7 +744,8 @@ def evaluated(given: dict[str, str], tmp: Path, more: Any = None) -> dict[str, A
     known |= (
         globals()
         | (more or {})
-        | {"tmp": tmp, "xr": xr, "Executor": Executor, "Layout": lab.sweep.Layout}
+        | {"tmp": tmp, "xr": xr, "Executor": Executor}
+        | {"Layout": lab.sweep.Layout, "Feed": lab.sweep.Feed}
     )
     return {name: eval(compile(text, "<odd>", "eval"), known) for name, text in given.items()}
 
