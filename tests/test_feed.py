@@ -35,6 +35,10 @@ def batches(first, stop, data=X):
     return {"x": data[first:stop]}
 
 
+def keys(first, stop):
+    return {"x": jax.random.split(jax.random.key(0), stop - first)}
+
+
 def fed(feed=None, width=LAYOUT, **changed):
     feed = feed or Feed(batches, WINDOW)
     return sweep(learning, AXES, feed=feed, layout=width, **SETTINGS | changed)
@@ -43,7 +47,7 @@ def fed(feed=None, width=LAYOUT, **changed):
 @pytest.mark.parametrize("layout", [LAYOUT, {"backend": "wide", "width": 3}], ids=str)
 def test_fed_data_give_the_bits_of_data_on_the_device(layout):
     on_device = sweep(learning, AXES, shared={"x": X}, layout=layout, **SETTINGS)
-    for window in (WINDOW, 5, STEPS):
+    for window in (WINDOW, np.uint8(5), STEPS):
         assert digest(fed(Feed(batches, window), layout)) == digest(on_device)
 
 
@@ -105,10 +109,11 @@ def test_workers_feed_themselves(tmp_path):
         ({"feed": Feed(lambda *_: X, 4)}, "feed: a ndarray is no mapping"),
         ({"feed": Feed(lambda *_: {"x": X}, 4)}, r"feed: 'x' has shape \[20, 3\] for steps 0 to 4"),
         ({"feed": Feed(lambda *_: {"y": X[:4]}, 4)}, "feed: dynamics takes no 'y'"),
+        ({"feed": Feed(keys, 4)}, "feed: 'x' holds random keys"),
         ({"shared": {"x": X}}, "shared and feed: both give 'x'"),
         ({"width": {"segment": 4}}, "layout: segment is 4, and feed gives 8 steps at a time"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_cannot_be_fed_is_refused_in_one_line(given, said):
     with pytest.raises(BadInput, match=f"^{said}") as refused:

@@ -131,6 +131,8 @@ def test_none_is_told_after_it_has_raised():
 def test_what_cannot_be_told_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"^on_segment: 3 is no function"):
         swept(on_segment=3)
+    with pytest.raises(BadInput, match=r"^on_segment: takes \(step, records\); let it take"):
+        swept(on_segment=lambda step, records: None)
     with pytest.raises(BadInput, match=r"^on_segment: .* leave one of the two out"):
         swept(on_segment=print, executor=lambda: None, store=tmp_path)
 

@@ -62,6 +62,15 @@ def test_a_measure_of_kept_states_is_what_observe_would_have_recorded(store, obs
         assert data[dim].identical(store[0][dim].drop_attrs())
 
 
+def test_a_measure_of_a_wide_block_is_what_observe_would_have_recorded(tmp_path):
+    given = {"steps": 4, "every": 2, "layout": {"backend": "wide", "width": 5}}
+    recorded = sweep(partial(process, observed=spectrum), AXES, **given)
+    sweep(process, AXES, **given, keep=[2], store=tmp_path)
+    data = measured(tmp_path, spectrum, step=[2, 4])
+    for name in ("gram", "total", "n"):
+        np.testing.assert_allclose(data[name], recorded[name].sel(step=[2, 4]), rtol=1e-6)
+
+
 def test_a_measure_of_one_step_has_no_dim_of_steps(store, observed):
     for step, at in ((None, 8), (2, 2)):
         data = measured(store[0], spectrum, step=step)

@@ -346,6 +346,27 @@ def test_runs_and_static_points_that_were_not_swept_are_nan(tmp_path):
     np.testing.assert_array_equal(states(data.sel(lr=0.2, width=2, seed=[2, 7])), [2, 7])
 
 
+def test_parts_of_a_store_that_name_dims_otherwise_open_by_the_first(tmp_path):
+    given = {"axes": {"lr": [0.1], "seed": [0]}, "steps": 1, "every": 1, "inspect_every": 1}
+    for width, dims in ((4, ("i", "j")), (5, ("k", "l"))):
+        static = {**STATIC, "width": [width]}
+        sweep(sized, **given, static=static, dims={"gram": dims}, store=tmp_path)
+    data = lab.sweep.open(tmp_path)
+    assert data.gram.dims[-2:] == ("i", "j") and data.gram.notnull().all()
+
+
+def test_what_a_writer_tidied_away_meanwhile_is_not_looked_for_again(whole, monkeypatch):
+    segments, gone = store_module.Store.segments, iter([True])
+
+    def tidied(self, dispatch):
+        if next(gone, False):
+            raise BadInput("store: 0000000003.npz is missing")
+        return segments(self, dispatch)
+
+    monkeypatch.setattr(store_module.Store, "segments", tidied)
+    opened_is_swept(whole[1], whole[0])
+
+
 def test_what_is_no_store_of_today_is_not_opened(whole, tmp_path):
     with pytest.raises(BadInput, match=r"^store: .* is no store; give the folder of one"):
         lab.sweep.open(tmp_path)

@@ -41,6 +41,7 @@ import xarray as xr
 
 import lab.sweep.store as store_module
 from lab.sweep import final_states, run, sweep
+from lab.sweep.dataset import widened
 from lab.sweep.trace import plain
 from lab.types import BadInput, Dynamics
 from tests.processes import digest, files
@@ -669,7 +670,12 @@ WITH = {
         ThreadPoolExecutor(1) | ThreadPoolExecutor | Idle | lambda: ThreadPoolExecutor(1) | raising
         ProcessPoolExecutor(1) | Executor() | Idle(job=Future) | Idle(pickle.dumps(V))
     """,
-    "keep": "V | 'final' | 'Final' | 'all'",
+    "keep": "V | 'final' | 'Final' | 'all' | [0, 3] | range(5) | [V]",
+    "on_segment": "5 | 'x' | [] | print | repr | lambda: None | lambda reached: V",
+    "feed": """
+        V | Feed | Feed(lambda *_: {}, V) | Feed(lambda *_: V, 2) | Feed(5, 2)
+        Feed(lambda *_: {}, 5) | Feed(lambda *_: {}, 2)
+    """,
     "progress": "V",
 }
 """{argument: odd ones}, where V stands for any of VALUES, N for a name, D for a dtype."""
@@ -738,7 +744,8 @@ def evaluated(given: dict[str, str], tmp: Path, more: Any = None) -> dict[str, A
     known |= (
         globals()
         | (more or {})
-        | {"tmp": tmp, "xr": xr, "Executor": Executor, "Layout": lab.sweep.Layout}
+        | {"tmp": tmp, "xr": xr, "Executor": Executor}
+        | {"Layout": lab.sweep.Layout, "Feed": lab.sweep.Feed}
     )
     return {name: eval(compile(text, "<odd>", "eval"), known) for name, text in given.items()}
 
@@ -802,9 +809,11 @@ def disagreement(data: Any, asked: dict[str, Any], chance: random.Random, like: 
         if data[name].values.tolist() != wanted:
             return f"coordinate {name}: {data[name].values.tolist()} is not {wanted}"
     steps, every, rare = asked["steps"], asked["every"], asked.get("inspect_every")
-    at = {"step": [*range(0, steps + 1, every)]}
-    if rare is not None:
-        at["step_rare"] = [*range(0, steps + 1, rare)]
+    at = {
+        stream: [*map(int, given)] if np.iterable(given) else [*range(0, steps + 1, given)]
+        for stream, given in (("step", every), ("step_rare", rare))
+        if given is not None
+    }
     for name, wanted in at.items():
         if data[name].values.tolist() != wanted:
             return f"coordinate {name}"
@@ -859,7 +868,7 @@ def _run_differs(one: Any, asked: dict, point: dict, at: dict, like: list) -> st
         own_dims = own_dims or [f"{name}_{i}" for i in range(records[0].ndim)]
         if [*one[name].dims] != [stream, *own_dims]:
             return f"dims of {name}: {one[name].dims}"
-        if not same(one[name].values, np.stack(records)):
+        if not same(one[name].values, widened(np.stack(records))):
             return f"{name} is {one[name].values}, not {np.stack(records)}"
     return ""
 

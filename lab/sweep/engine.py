@@ -131,7 +131,7 @@ def sweep(
     live.refuse(on_segment, executor)
     measure = isinstance(layout, str) and layout == "measure"
     asked, path = requested(None if measure else layout), check.place(store)
-    window, asked = checked(feed, asked, cadence.steps)
+    feed, window, asked = checked(feed, asked, cadence.steps)
     given = {"axes": names, "static": [*fixed], "shared": [*common], "feed": [*window]}
     check.arguments(dynamics, given)
     common |= window

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lab.sweep import check
@@ -40,7 +41,11 @@ class Feed(NamedTuple):
         first = max(reached, 0) // self.steps * self.steps
         stop = min(first + self.steps, steps)
         given = check.mapping("feed", self.batches(first, stop), "{'x': array}")
-        held = jax.tree.map(np.array, check.shared(given))  # whose it is may write into it again
+        given = check.shared(given)
+        for path, array in jax.tree_util.tree_leaves_with_path(given):
+            if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+                raise BadInput(f"feed: {_name(path)!r} holds random keys; give their key_data")
+        held = jax.tree.map(np.array, given)  # whose it is may write into it again
         for path, array in jax.tree_util.tree_leaves_with_path(held):
             if not array.ndim or len(array) != stop - first:
                 raise BadInput(
@@ -55,24 +60,25 @@ class Feed(NamedTuple):
         return jax.tree.map(filled, held)
 
 
-def checked(feed: Any, asked: Layout, steps: int) -> tuple[dict[str, Any], Layout]:
-    """The first window, and the layout that is asked for with windows for segments.
+def checked(feed: Any, asked: Layout, steps: int) -> tuple[Feed | None, dict[str, Any], Layout]:
+    """The feed, its first window, and the layout asked for, with windows for segments.
 
     Raises:
         BadInput: it is no `Feed`, or the layout has another segment.
     """
     if feed is None:
-        return {}, asked
+        return None, {}, asked
     if not isinstance(feed, Feed) or not callable(feed.batches):
         raise BadInput(f"feed: {feed!r} is no Feed; give lab.sweep.Feed(batches, steps=100)")
-    if check.positive_int("feed: steps", feed.steps) > steps:
+    feed = feed._replace(steps=check.positive_int("feed: steps", feed.steps))
+    if feed.steps > steps:
         raise BadInput(f"feed: steps is {feed.steps}, more than a run's; give at most {steps}")
     if asked.segment not in (None, feed.steps):
         raise BadInput(
             f"layout: segment is {asked.segment}, and feed gives {feed.steps} steps at a time; "
             "leave the segment out"
         )
-    return feed.window(0, steps), asked._replace(segment=feed.steps)
+    return feed, feed.window(0, steps), asked._replace(segment=feed.steps)
 
 
 def fed(

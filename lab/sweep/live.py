@@ -1,5 +1,6 @@
 """Live: what a sweep has reached, told on the host after each segment, while it goes on."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
@@ -44,6 +45,13 @@ def refuse(on_segment: Any, executor: Any) -> None:
         return
     if not callable(on_segment):
         raise BadInput(f"on_segment: {on_segment!r} is no function of what is reached; give one")
+    try:
+        inspect.signature(on_segment).bind(None)
+    except TypeError:
+        takes = inspect.signature(on_segment)
+        raise BadInput(f"on_segment: takes {takes}; let it take (reached)") from None
+    except ValueError:  # of some callables written in C
+        pass
     if executor is not None:
         raise BadInput(
             "on_segment: is called where a segment is run, which an executor's workers do in other "

@@ -303,9 +303,8 @@ def _framed(root: Path) -> Frame:
     for part in parts:
         if part.path != folder(root, part.about["static"]):
             raise BadInput(f"store: {root} holds others; open one of them, such as {part.path}")
-        for name in ("axes", "records"):
-            if part.about[name] != known[name]:
-                raise BadInput(f"store: {part.path} has other {name} than {parts[0].path}")
+        if part.about["axes"] != known["axes"] or _forms(part) != _forms(parts[0]):
+            raise BadInput(f"store: {part.path} has other axes or records than {parts[0].path}")
     axes = known["axes"]
     seen: dict[str, dict[Any, int]] = {dim: {} for dim in axes}
     rows, where = list[np.ndarray](), list[np.ndarray]()
@@ -328,6 +327,14 @@ def _framed(root: Path) -> Frame:
     fixed = {name: {part.about["static"][name] for part in parts} for name in known["static"]}
     placed = [*zip(index, rows, strict=True)]
     return Frame(root, parts, placed, grid, {n: {v: v for v in sorted(fixed[n])} for n in fixed})
+
+
+def _forms(part: Store) -> dict[str, dict[str, Any]]:
+    """{stream: {record: dtype and shape}}."""
+    return {
+        stream: {name: (one["dtype"], one["shape"]) for name, one in held.items()}
+        for stream, held in part.about["records"].items()
+    }
 
 
 def coordinates(who: str, store: str | Path) -> xr.Dataset:
@@ -357,7 +364,7 @@ def _labels(run: str) -> dict[str, Any]:
     if '"' not in run:  # no label is a word, so that none holds a space
         return dict(map(_label, run.split(" ")))
     labels, at, decoder = dict[str, Any](), 0, json.JSONDecoder()
-    while run != ALONE and at < len(run):
+    while at < len(run):
         equals = run.index("=", at)
         value, end = decoder.raw_decode(run, equals + 1)
         labels[run[at:equals]] = value
