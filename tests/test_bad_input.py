@@ -39,6 +39,11 @@ CASES = {
     "a scalar": ({"axes": {"lr": 0.1}}, "axes: 'lr' is 0.1"),
     "words": ({"axes": {"lr": ["fast"]}}, "axes: 'lr' holds 'fast'"),
     "a name twice": ({"axes": {"lr": [1], ("lr", "seed"): [(1, 2)]}}, "'lr' is given twice"),
+    "a name twice in one": (
+        {"axes": {("lr", "lr"): [(1, 2)]}},
+        "axes: .* one hyperparameter twice",
+    ),
+    "attributes of nothing": ({"attrs": {"finite": {"a": 1}}}, "attrs: nothing is named 'finite'"),
     "ragged points": ({"axes": {("lr", "seed"): [(1, 2), (3,)]}}, "2 plain numbers"),
     "nested points": ({"axes": {("lr", "seed"): [(1, (2, 3))]}}, "2 plain numbers"),
     "None": ({"axes": {"lr": [None]}}, "axes: 'lr' holds None"),

@@ -1,5 +1,7 @@
 """Records and states as users want them: steps of their own choice, nested, named as they like."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +36,13 @@ def test_a_store_of_records_at_any_steps_goes_on_at_these_alone(tmp_path):
         sweep(halving, every=5, **given)
 
 
-@pytest.mark.parametrize("every", [[], [3, 3], [5, 1], [-1, 2], [1, 99], [0.5, 1], [[1, 2]]])
+NO_STEPS = [[], [3, 3], [5, 1], [-1, 2], [1, 99], [0.5, 1], [[1, 2]], [[1], [1, 2]], [True, 2]]
+NO_STEPS += [jnp.ones(3, jnp.bfloat16), itertools.repeat(1), range(10**20), ["a"], [None]]
+
+
+@pytest.mark.parametrize("every", NO_STEPS, ids=itertools.count())
 def test_steps_that_do_not_ascend_are_refused(every):
-    with pytest.raises(BadInput, match=r"^every: .*(ascend|steps)"):
+    with pytest.raises(BadInput, match=r"^every: .* ascending ints, or one spacing"):
         sweep(halving, {"lr": [0.1]}, steps=10, every=every)
 
 

@@ -165,6 +165,8 @@ def _axis(name: Any, values: Any) -> Axis:
     names = name if isinstance(name, tuple) else (name,)
     if not names or not all(isinstance(n, str) and n.isidentifier() for n in names):
         raise BadInput(f"axes: {name!r} is no name; use a Python identifier or a tuple of them")
+    if len({*names}) < len(names):
+        raise BadInput(f"axes: {name!r} names one hyperparameter twice; name each once")
     shown = repr(name)
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise BadInput(f"axes: {shown} is {values!r}; give a list, range or array of values")

@@ -4,8 +4,9 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ MOST_STEPS = 2**31 - 1
 
 MOST_RECORDS = 10**8
 """More than this of one run is taken for a slip of the hand."""
+
+MOST_LISTED = 10**6
+"""More steps than this are not listed one by one."""
 
 VARIOUS = inspect.Parameter.VAR_POSITIONAL
 
@@ -94,14 +98,25 @@ def recorded(name: str, value: Any, steps: int) -> np.ndarray:
     >>> recorded("every", 5, 10), recorded("every", [1, 2, 10], 10)
     (array([ 0,  5, 10]), array([ 1,  2, 10]))
     """
-    if isinstance(value, int | np.integer | str) or not isinstance(value, Iterable):
+    if isinstance(value, int | np.integer | str) or not np.iterable(value):
         return np.arange(0, steps + 1, spacing(name, value, steps))
-    at = np.asarray([*itertools.islice(value, MOST_RECORDS + 1)])
-    if at.ndim != 1 or not at.size or at.dtype.kind not in "iu" or len(at) > MOST_RECORDS:
-        raise BadInput(f"{name}: {value!r} are no steps; give ascending ints, or one spacing")
-    if at[0] < 0 or at[-1] > steps or (np.diff(at) <= 0).any():
-        raise BadInput(f"{name}: {at.tolist()!r} do not ascend from 0 or more to {steps} or less")
-    return at.astype(int)
+    at: list[int] = []
+    for one in value:
+        try:
+            step = -1 if isinstance(one, bool | np.bool_) else operator.index(one)
+        except TypeError:
+            step = -1
+        if not (at[-1] if at else -1) < step <= steps:
+            raise BadInput(
+                f"{name}: {value!r} has {one!r} where a step is due that is above the one before "
+                f"and at most {steps}; give ascending ints, or one spacing"
+            )
+        at.append(step)
+        if len(at) > MOST_LISTED:
+            raise BadInput(f"{name}: lists more than {MOST_LISTED} steps; give one spacing")
+    if not at:
+        raise BadInput(f"{name}: {value!r} has no step; give ascending ints, or one spacing")
+    return np.array(at)
 
 
 def shared(arrays: Any) -> dict[str, Any]:
