@@ -6,8 +6,8 @@ below log 8: the share of it that is left says whether a network trains. Without
 make tokens alike (`rank_collapse`). How many blocks train, with and without a skip, where there is
 attention alone, with norm, or with MLPs?
 
-    python -m experiments trainable_depth          # quick: two minutes on two cores
-    python -m experiments trainable_depth paper    # five minutes; writes figures/
+    python -m experiments trainable_depth          # quick: half a minute on two cores
+    python -m experiments trainable_depth paper    # a minute; writes figures/
 
 Expect two or three blocks without a skip, all five with one. Without a skip three blocks often stop
 at two thirds of log 8, four and five at all of it, their residual below 1e-8 before training and
