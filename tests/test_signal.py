@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.theory.signal import activation_moments, linear_norm_growth, norm_growth, skip_growth
+from lab.theory.signal import (
+    activation_moments,
+    linear_norm_growth,
+    mean_field,
+    mean_field_skip,
+    norm_growth,
+    skip_growth,
+)
 from lab.types import BadInput
 
 
@@ -52,3 +59,45 @@ def test_with_a_skip_all_layers_grow_as_a_power_of_depth():
     total = np.log(skip_growth(jax.nn.relu, 200_000)).cumsum()
     slope = (total[-1] - total[999]) / np.log(200_000 / 1000)
     np.testing.assert_allclose(slope, norm_growth(jax.nn.relu), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("weight", "bias"), [(0.8, 0.05), (2.5, 0.05), (4.0, 0.3)])
+def test_the_fixed_point_is_fixed_by_another_quadrature_and_its_slopes_are_the_maps(weight, bias):
+    found = mean_field(jnp.tanh, weight, bias)
+    nodes, mass = np.polynomial.hermite_e.hermegauss(80)
+    mass = mass / mass.sum()
+
+    def product(q, c):
+        u = np.sqrt(q) * nodes[:, None]
+        v = np.sqrt(q) * (c * nodes[:, None] + np.sqrt(1 - c**2) * nodes)
+        return weight * (mass[:, None] * mass * np.tanh(u) * np.tanh(v)).sum() + bias
+
+    q, c = found.variance, found.correlation
+    np.testing.assert_allclose(product(q, 1.0), q, rtol=1e-4)
+    np.testing.assert_allclose(product(q, c) / q, c, rtol=1e-3)
+    step = 1e-3  # finite differences of the map of correlations
+    np.testing.assert_allclose((q - product(q, 1 - step)) / q / step, found.growth, rtol=0.02)
+    if c < 0.9:
+        slope = (product(q, c + step) - product(q, c - step)) / (2 * step * q)
+        np.testing.assert_allclose(slope, found.slope, rtol=1e-2)
+    else:
+        assert found.correlation > 0.9999 and abs(found.slope - found.growth) < 1e-3
+
+
+def test_a_skip_in_a_wide_network_multiplies_gradients_as_mean_field_says():
+    """One layer at a time, from a fixed state, by automatic differentiation."""
+    width, weight, bias = 1500, 1.5, 0.1
+    rng = np.random.default_rng(0)
+    predicted = mean_field_skip(jnp.tanh, weight, bias, 4, start=0.7)
+    h = np.sqrt(0.7) * rng.normal(size=width)
+    for growth in predicted:
+        w = np.sqrt(weight / width) * rng.normal(size=(width, width))
+        r = rng.normal(size=width)
+
+        def read(h, w=w, r=r):
+            return jnp.sum((h + jnp.tanh(h) @ w) * r)
+
+        gradient = np.asarray(jax.grad(read)(jnp.asarray(h)))
+        np.testing.assert_allclose((gradient**2).sum() / (r**2).sum(), growth, rtol=0.1)
+        h = h + np.tanh(h) @ w + np.sqrt(bias) * rng.normal(size=width)
+    assert predicted[0] > 1.1 * predicted[-1]

@@ -100,6 +100,13 @@ TOYS = {
             "ReLU with a skip": (2.5, 4.0),
         },
     ),
+    "signal_propagation": Toy(
+        "--seeds 3 --depth 14 --width 96 --pairs 4 --weights 0.8 1.76 4",
+        {
+            "order: gradients shrink by chi": (0.55, 0.75),
+            "at the edge, with a skip": (3.0, 6.0),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -544,6 +551,11 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("label_efficiency --tested 15", "tested: 15; give a multiple of 10"),
         ("rank_collapse --sizes 0.1 0.2", "sizes: (0.1, 0.2); give three or more, ascending"),
         ("norm_at_init --depth 9", "depth: 9; give 16 blocks or more"),
+        ("signal_propagation --depth 9", "depth: 9; give 13 layers or more"),
+        (
+            "signal_propagation --weights 0.5 0.6 0.7",
+            "weights: (0.5, 0.6, 0.7); give 3 or more, from order to chaos",
+        ),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

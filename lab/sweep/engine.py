@@ -165,7 +165,9 @@ def sweep(
     records = processes[0].records
     _refuse_too_much(processes[0], cadence, len(parts) * math.prod(map(len, grid)))
     own_dims = check.own_dims(dims, records, {*coordinates, *RESERVED})
-    said = check.attributes(attrs, [*coordinates, *records, *(n for n in RESERVED if n != "finite")])
+    said = check.attributes(
+        attrs, [*coordinates, *records, *(n for n in RESERVED if n != "finite")]
+    )
 
     with contextlib.ExitStack() as stack:
         if path is not None:

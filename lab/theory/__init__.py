@@ -61,11 +61,20 @@ from lab.theory.sgd import (
     steps_to,
     transition,
 )
-from lab.theory.signal import activation_moments, linear_norm_growth, norm_growth, skip_growth
+from lab.theory.signal import (
+    MeanField,
+    activation_moments,
+    linear_norm_growth,
+    mean_field,
+    mean_field_skip,
+    norm_growth,
+    skip_growth,
+)
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
     "Block",
+    "MeanField",
     "Moments",
     "activation_moments",
     "attention_moments",
@@ -100,6 +109,8 @@ __all__ = [
     "masked_pixel_loss",
     "masked_pixel_map",
     "masked_posterior",
+    "mean_field",
+    "mean_field_skip",
     "norm_growth",
     "one_sided",
     "optimal_loss",
