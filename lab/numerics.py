@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, PyTree, Real
 
 from lab.types import BadInput
 
@@ -81,6 +81,21 @@ def unit(x: Floats, axis: int = -1) -> Floats:
     short = scaled(x, axis)
     square = jnp.sum(short**2, axis, keepdims=True)
     return short * lax.rsqrt(jnp.where(square == 0, 1, square))
+
+
+def single(tree: PyTree[Array]) -> PyTree[Array]:
+    """The pytree with floats of fewer than 32 bits as float32, the rest of it as it is.
+
+    >>> single(jnp.ones(1, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+
+    def leaf(x: Array) -> Array:
+        dtype = jnp.result_type(x)
+        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+        return jnp.asarray(x, jnp.float32) if narrow else x
+
+    return jax.tree.map(leaf, tree)
 
 
 def check_positive(**given: Number) -> None:

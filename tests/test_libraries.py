@@ -62,7 +62,7 @@ def test_an_equinox_module_learns_as_in_its_own_loop():
             lambda p: jnp.mean((jax.vmap(model.apply, (None, 0))(p, X) - Y) ** 2),
             optax.sgd(lr),
             init=lambda: model.init(init_key(seed)),
-            observe=lambda state, t: {"gate": state.params.gate, "loss": state.loss},
+            observe=lambda state, t: {"gate": state.params["gate"], "loss": state.loss},
         )
 
     data = sweep(process, {"lr": LRS, "seed": SEEDS}, steps=STEPS, every=1)

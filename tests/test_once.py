@@ -3,9 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from lab.sweep import program, sweep
+import lab.sweep
+from lab.sweep import measured, program, sweep
+from lab.types import BadInput, Dynamics
 from tests.processes import minibatch
 
 GIVEN = {"steps": 20, "every": 5, "inspect_every": 10}
@@ -73,3 +77,53 @@ def test_few_programs_are_kept(monkeypatch):
             assert got.result() == key
     assert made == ["a", "b", "c", "b"]
     assert len(program._PROGRAMS) == 2
+
+
+def halved(used):
+    """Two hyperparameters, of which one is used."""
+
+    def process(lr, mu):
+        rate = {"lr": lr, "mu": mu}[used]
+        return Dynamics(lambda: jnp.ones(()), lambda x, t: x - rate * x, lambda x, t: {"x": x})
+
+    return process
+
+
+AXES = {"lr": [0.1], "mu": [0.5]}
+
+
+@pytest.mark.parametrize("backend", ["blocks", "wide"])
+def test_which_argument_is_used_is_part_of_a_computation(backend):
+    for used, last in (("lr", 0.9), ("mu", 0.5)):
+        data = sweep(halved(used), AXES, steps=1, every=1, layout={"backend": backend})
+        np.testing.assert_allclose(data.x.values.ravel(), [1, last], rtol=1e-6)
+
+
+def test_a_store_of_another_argument_or_leaf_or_name_is_refused(tmp_path):
+    sweep(halved("lr"), AXES, steps=1, every=1, store=tmp_path)
+    with pytest.raises(BadInput, match="step computes something else"):
+        sweep(halved("mu"), AXES, steps=1, every=1, store=tmp_path)
+    one = measured(tmp_path, lambda x, lr, mu: {"y": 2 * lr})
+    other = measured(tmp_path, lambda x, lr, mu: {"y": 2 * mu})
+    np.testing.assert_allclose([one.y.item(), other.y.item()], [0.2, 1.0], rtol=1e-6)
+
+    def renamed(lr, mu):
+        return halved("lr")(lr, mu)._replace(observe=lambda x, t: {"z": x})
+
+    with pytest.raises(BadInput, match="observe gave 'finite, x' and now 'finite, z'"):
+        sweep(renamed, AXES, steps=2, every=1, store=tmp_path)
+    assert lab.sweep.open(tmp_path).x.shape == (1, 1, 2)
+
+
+def test_what_calls_back_is_compiled_anew():
+    def called(factor):
+        def back(x):
+            twice = lambda v: np.float32(factor * v)  # noqa: E731
+            return jax.pure_callback(twice, x, x, vmap_method="sequential")
+
+        def process(lr):
+            return Dynamics(lambda: jnp.ones(()), lambda x, t: back(x), lambda x, t: {"x": x})
+
+        return sweep(process, {"lr": [0.1]}, steps=2, every=2).x.values.ravel().tolist()
+
+    assert [called(2), called(3)] == [[1, 4], [1, 9]]

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lab.sweep
+from lab.dynamics import averaged, bootstrap
 from lab.measures.curvature import hessian, hvp, sharpness, top_eigenvalues
 from lab.sweep import states, sweep
 from lab.types import Dynamics
@@ -82,3 +84,33 @@ def test_the_curvature_of_other_params_keeps_their_precision():
         product = hvp(quartic, params, params)["a"]
         assert product.dtype == jnp.float64
         np.testing.assert_allclose(product[0], (1 + 1e-9) ** 3, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("decay", [0.999, None])
+def test_averages_of_half_precision_are_taken_in_float32(dtype, decay):
+    def process(seed):
+        made = Dynamics(
+            lambda: jnp.ones((), dtype),
+            lambda x, t: jnp.asarray(3.3, dtype),
+            lambda x, t: {"x": x},
+        )
+        seen = lambda both, t: {"mean": both.average}  # noqa: E731
+        return averaged(made, lambda x: x, decay=decay, observe=seen)
+
+    last = sweep(process, {"seed": [0]}, steps=20_000, every=20_000)["mean"][0, -1]
+    np.testing.assert_allclose(last, float(jnp.asarray(3.3, dtype)), rtol=1e-3)
+
+
+def test_a_target_of_half_precision_follows_in_float32():
+    def process(average):
+        return bootstrap(
+            lambda w, target: 0.5 * (w - 3.3) ** 2,
+            optax.sgd(1.0),
+            init=lambda: jnp.zeros((), jnp.bfloat16),
+            average=average,
+            observe=lambda state, t: {"target": state.target},
+        )
+
+    data = sweep(process, {"average": [0.99]}, steps=2000, every=2000)
+    np.testing.assert_allclose(data.target[0, -1], float(jnp.bfloat16(3.3)), rtol=1e-3)

@@ -129,3 +129,22 @@ def test_what_sel_takes_is_no_name_of_an_axis(name):
     for given in ({"axes": {name: [1.0]}}, {"axes": {}, "static": {name: [1]}}):
         with pytest.raises(BadInput, match=f"axes: '{name}' is a name of the engine's own"):
             sweep(lambda **_: halving(), steps=2, every=1, **given)
+
+
+def test_a_name_given_twice_is_refused():
+    def observe(x, t):
+        return {"a/b": x, "a": {"b": jnp.float32(7)}}
+
+    with pytest.raises(BadInput, match="observe: names 'a/b' twice, once within another"):
+        sweep(lambda lr: halving(lr, observe=observe), {"lr": [0.1]}, steps=1, every=1)
+
+
+def test_what_is_told_of_a_segment_is_a_copy():
+    def changing(reached):
+        for array in (*reached.at.values(), *reached.runs.values(), *reached.records.values()):
+            array += 100
+
+    given = {"axes": {"lr": [0.5, 0.25]}, "steps": 4, "every": 1}
+    layout = {"width": 1, "blocks": 1, "segment": 2}
+    told = sweep(halving, **given, layout=layout, on_segment=changing)
+    assert told.equals(sweep(halving, **given, layout=layout))

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Int, Real
 
 from lab.dynamics.descent import strong
-from lab.numerics import Number
+from lab.numerics import Number, single
 from lab.types import BadInput, Dynamics, Params, Record, State
 
 Beside = TypeVar("Beside", "Averaged", "Best")
@@ -65,7 +65,8 @@ def averaged(
                      starts as the first of them, so that it needs no correction for bias
 
     Before `start` the average is the params themselves. Integers among them are not averaged, but
-    taken as they are. (`optax.ema` averages updates, and from zero.)
+    taken as they are, and the average of bfloat16 or float16 is float32. (`optax.ema` averages
+    updates, and from zero.)
 
     Args:
         process: any.
@@ -96,7 +97,7 @@ def averaged(
 
     def init() -> Averaged:
         state = process.init()
-        return Averaged(state, strong(params(state)), jnp.int32(start == 0))
+        return Averaged(state, single(strong(params(state))), jnp.int32(start == 0))
 
     def step(both: Averaged, t: Array) -> Averaged:
         state, after = process.step(both.state, t), jnp.asarray(t) + 1
@@ -108,7 +109,7 @@ def averaged(
         def moved(old: Array, new: Array) -> Array:
             if not jnp.issubdtype(old.dtype, jnp.inexact):
                 return lax.select(jnp.broadcast_to(share > 0, old.shape), new, old)
-            part = share.astype(old.dtype)
+            part, new = share.astype(old.dtype), new.astype(old.dtype)
             mixed = (1 - part) * old + part * new  # exactly new at 1; a NaN of old must go, too
             return jnp.where(share == 1, new, jnp.where(share == 0, old, mixed))
 

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from lab.dynamics.descent import Objective, begun, objectives, updated
+from lab.numerics import single
 from lab.types import Dynamics, Params, Record
 
 
@@ -48,7 +49,7 @@ def bootstrap(
     Args:
         loss: loss(params, target) -> scalar; loss(params, target, batch) where `batch` is given.
         optimizer: any optax transformation; its rate may be a tracer.
-        init: init() -> params; the target starts as a copy.
+        init: init() -> params; the target starts as a copy, of bfloat16 or float16 in float32.
         average: a, from 0 to 1; may be a tracer.
         observe: observe(state, t) -> record, of a `Bootstrap`.
         inspect: as `observe`, for what is costly.
@@ -71,14 +72,14 @@ def bootstrap(
 
     def start() -> Bootstrap:
         params = init()
-        opt_state, value, _ = begun(objective(params, jnp.int32(0)), optimizer, params)
-        return Bootstrap(params, params, opt_state, value)
+        opt_state, value, _ = begun(objective(single(params), jnp.int32(0)), optimizer, params)
+        return Bootstrap(params, single(params), opt_state, value)
 
     def step(state: Bootstrap, t: Array) -> Bootstrap:
         params, opt_state, value, _ = updated(
             objective(state.target, t), optimizer, state.params, state.opt_state
         )
-        target = optax.incremental_update(params, state.target, 1 - average)
+        target = optax.incremental_update(single(params), state.target, 1 - average)
         return Bootstrap(params, target, opt_state, value)
 
     return Dynamics(start, step, observe, inspect)

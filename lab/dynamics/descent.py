@@ -102,7 +102,7 @@ def descending(
     """Descent by any slope of objective(aux, t), the objective of step t: see `descent`."""
 
     def start() -> Descent:
-        params, carried = init(), None if carry is None else strong(carry())
+        params, carried = strong(init()), None if carry is None else strong(carry())
         opt_state, value, aux = begun(objective(carried, jnp.int32(0)), optimizer, params)
         return Descent(params, opt_state, value, jnp.int32(0), aux if carried is None else carried)
 

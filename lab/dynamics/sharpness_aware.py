@@ -64,7 +64,9 @@ def sharpness_aware(
     def uphill(objective: Objective, params: Params) -> tuple[tuple[Array, Any], Params]:
         here, gradient = steepest(objective, params)
         flat, unravel = ravel_pytree(gradient)
-        above = jax.tree.map(lambda w, u: w + rho * u, params, unravel(unit(flat)))
+        above = jax.tree.map(
+            lambda w, u: (w + rho * u).astype(w.dtype), params, unravel(unit(flat))
+        )
         return here, steepest(objective, above)[1]
 
     objective = objectives(loss, batch=batch, has_aux=has_aux, carry=carry, key=key)

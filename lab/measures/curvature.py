@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from matfree import decomp
 
-from lab.numerics import length, unit
+from lab.numerics import length, single, unit
 from lab.types import BadInput, Params
 
 Scalar = Float[Array, ""]
@@ -123,18 +123,7 @@ def hvp(loss: Loss, params: Params, vector: Params) -> Params:
     >>> hvp(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]))
     Array([ 6., 12.], dtype=float32)
     """
-    return jax.jvp(jax.grad(loss), (_single(params),), (_single(vector),))[1]
-
-
-def _single(tree: Params) -> Params:
-    """The pytree with what is narrower than float32 as float32: 8 bits hold no Krylov space."""
-
-    def single(x: Array) -> Array:
-        dtype = jnp.result_type(x)
-        narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-        return jnp.asarray(x, jnp.float32) if narrow else x
-
-    return jax.tree.map(single, tree)
+    return jax.jvp(jax.grad(loss), (single(params),), (single(vector),))[1]
 
 
 def gnvp(
@@ -160,9 +149,9 @@ def hessian(loss: Loss, params: Params) -> Operator:
     >>> hessian(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0])).matvec(jnp.array([1.0, 1.0]))
     Array([ 6., 12.], dtype=float32)
     """
-    params = _single(params)
+    params = single(params)
     _, matvec = jax.linearize(jax.grad(loss), params)
-    return Operator(lambda vector: matvec(_single(vector)), params)
+    return Operator(lambda vector: matvec(single(vector)), params)
 
 
 def gauss_newton(
@@ -597,7 +586,7 @@ def _start(operator: Operator, key: PRNGKeyArray | None, vector: Params | None) 
     if (key is None) == (vector is None):
         raise BadInput("Lanczos starts from key=... or from vector=...: give exactly one")
     if key is None:
-        return _single(vector)
+        return single(vector)
     zero, unravel = ravel_pytree(operator.domain)
     return unravel(jax.random.normal(key, zero.shape, zero.dtype))
 

@@ -35,7 +35,7 @@ class Stateful(NamedTuple):
 def from_equinox(make: Callable[[PRNGKeyArray], Any]) -> Model:
     """An Equinox module as a `Model`: its arrays are the params, the rest of it is held fixed.
 
-    Params are the module with None for what is no array (activations, sizes). `apply(params, x)`
+    Params are {path of an array in the module: it}, such as "layers/0/weight". `apply(params, x)`
     is what the module makes of x, keywords such as `key` and `inference` being passed on. Layers of
     Equinox take ONE example: `jax.vmap(model.apply, (None, 0))` takes a batch.
 
@@ -68,12 +68,15 @@ def from_equinox(make: Callable[[PRNGKeyArray], Any]) -> Model:
             where = jax.tree_util.keystr(path)
             raise BadInput(f"make: {where} is of {leaf.dtype}; hold it as a NumPy array")
     fixed = eqx.filter(shapes, is_shape, inverse=True)
+    paths, arrays = jax.tree_util.tree_flatten_with_path(eqx.filter(shapes, is_shape))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
     def init(key: PRNGKeyArray) -> Params:
-        return eqx.filter(make(key), eqx.is_array)
+        return dict(zip(names, jax.tree.leaves(eqx.filter(make(key), eqx.is_array)), strict=True))
 
     def apply(params: Params, x: Any, **more: Any) -> Any:
-        return eqx.combine(params, fixed)(x, **more)
+        module = jax.tree.unflatten(arrays, [params[name] for name in names])
+        return eqx.combine(module, fixed)(x, **more)
 
     return Model(init, apply)
 

@@ -84,7 +84,7 @@ def sweep(
         layout: placement, chosen where left out; see `Layout`. "measure" times the widths, prints
             them and takes the fastest; where a store has a layout already, that is kept.
         store: a folder that makes the sweep resumable: the same call goes on where it was killed,
-            and more values on an axis or more steps extend it.
+            and more values on an axis extend it, or more steps where `every` is a number.
         executor: gives the dispatches out as jobs, each on one device: a `concurrent.futures`
             executor that spawns, dask's `client.get_executor()`, submitit's, or a function that
             makes one (a broken pool is then replaced). Its workers must see `store` and be like

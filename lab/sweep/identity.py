@@ -72,6 +72,7 @@ def identity(
             for path, array in jax.tree_util.tree_leaves_with_path(dict(shared))
         },
         "computation": process.digests(),
+        "names": process.names(),
     }
 
 
@@ -108,6 +109,7 @@ def refuse_other(
                 what = {
                     "computation": f"{name} computes something else (its code or data differ)",
                     "arrays": f"array {name!r} has other values",
+                    "names": f"{name} gave {old.get(name)!r} and now {entries.get(name)!r}",
                 }.get(section, f"{name} was {old.get(name)!r} and is now {entries.get(name)!r}")
                 raise BadInput(f"store: {path}: {what}; {advice}")
 

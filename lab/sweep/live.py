@@ -89,7 +89,8 @@ def watched(
             runs, slots = book.slots(dispatch)
             where = {name: values[runs] for name, values in labels.items()}
             where |= {name: np.full(len(runs), label) for name, label in point.items()}
-            at = {s: a[book.cadence.between(s, before, step)] for s, a in book.cadence.at.items()}
+            cadence = book.cadence
+            at = {s: a[cadence.between(s, before, step)].copy() for s, a in cadence.at.items()}
             held = {n: widened(a[slots]) for n, a in records.items() if n != "finite"}
             with lock:
                 if not ended:

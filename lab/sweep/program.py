@@ -126,6 +126,8 @@ def key_of(
     process: Process, layout: Layout, point: Any, shared: Any, device: jax.Device, *more: Hashable
 ) -> Hashable:
     """All that a dispatch's program depends on: what it computes and is called, where and how."""
+    if any(process.callbacks()):  # which call what no text tells
+        return object()
     named = jax.tree.structure((point, shared, [f.returns for f in process.functions.values()]))
     chosen = options(device.platform) or {}
     where = layout._replace(devices=None)

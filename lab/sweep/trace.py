@@ -72,7 +72,8 @@ class Function(NamedTuple):
 
 @functools.lru_cache(16)
 def _lowered(jaxpr: Any) -> Any:
-    return jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals)
+    # Arguments that are not used stay, or the text would not say which are.
+    return jax.jit(jaxpr_as_fun(jaxpr), keep_unused=True).lower(*jaxpr.in_avals)
 
 
 @functools.lru_cache(16)
@@ -108,6 +109,18 @@ class Process(NamedTuple):
         """{name in `Dynamics`: function}."""
         named = {STREAMS[stream]: function for stream, function in self.streams.items()}
         return {"init": self.init, "step": self.step, **named}
+
+    def names(self) -> dict[str, str]:
+        """{name in `Dynamics`: names of what it returns}, of init those of the state's leaves."""
+        named = {name: function.returns for name, function in self.functions.items()}
+        return {
+            name: ", ".join(
+                jax.tree_util.keystr(path, simple=True, separator="/")
+                for path, _ in jax.tree_util.tree_leaves_with_path(returns)
+            )
+            for name, returns in named.items()
+            if name != "step"
+        }
 
     def digests(self) -> dict[str, str]:
         """{name in `Dynamics`: a hash of what it computes}."""
@@ -328,8 +341,11 @@ def _record(name: str, record: Any, taken: Collection[str]) -> dict[str, jax.Arr
     """The record, if it is a dict of arrays under names that are free; one in another is `a/b`."""
     if not isinstance(record, Mapping):
         raise BadInput(f"{name}: returns a {type(record).__name__}; return {{name: array}}")
-    flat = dict(_flat(name, record))
-    for key, value in flat.items():
+    pairs = [*_flat(name, record)]
+    flat = dict(pairs)
+    for key, value in pairs:
+        if [other for other, _ in pairs].count(key) > 1:
+            raise BadInput(f"{name}: names {key!r} twice, once within another; rename one")
         if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
             raise BadInput(f"{name}: {key!r} is a {type(value).__name__}; record an array")
         if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
