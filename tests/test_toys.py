@@ -100,6 +100,14 @@ TOYS = {
             "ReLU with a skip": (2.5, 4.0),
         },
     ),
+    "error_backward": Toy(
+        "--seeds 3 --models MLP attention --widths 16 32",
+        {
+            "a forward difference errs by the step": (0.97, 1.03),
+            "a central one by its square": (1.95, 2.05),
+            "a gradient costs at most four": (1.5, 4),
+        },
+    ),
     "signal_propagation": Toy(
         "--seeds 3 --depth 14 --width 96 --pairs 4 --weights 0.8 1.76 4",
         {
@@ -556,6 +564,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "signal_propagation --weights 0.5 0.6 0.7",
             "weights: (0.5, 0.6, 0.7); give 3 or more, from order to chaos",
         ),
+        ("error_backward --widths 20", "widths: (20,); give multiples of 8"),
+        ("error_backward --decades -8 -1", "decades: (-8, -1); give -11 or less to -2 or more"),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

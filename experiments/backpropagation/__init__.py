@@ -1,7 +1,8 @@
 """How the error travels back through a network, and what depth, width and scale do to it.
 
 What is asked: whether the gradient that reaches the first layers is of use, and what of a network's
-design decides it. Found so far: mean-field theory predicts, to a percent and without a free
+design decides it. Found so far: a gradient is the slope that differences approach, at the price of
+three losses (`error_backward`); mean-field theory predicts, to a percent and without a free
 parameter, by how much a layer of a random network multiplies squared gradients, from order through
 the edge to chaos, and how alike it makes two inputs (`signal_propagation`). Batch norm multiplies
 them by a constant, pi / (pi - 1) for ReLU, whatever the scale; a skip turns either exponential into
