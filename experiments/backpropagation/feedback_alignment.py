@@ -175,7 +175,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     layers = data["layers"].swap_dims(step="time")
     time = np.geomspace(0.03, TIMES[-1])
     with panels(2, ratio=0.85) as (result, (left, right)):
-        lines = [("angle", case, f"$B^\\top$, {case}") for case in CASES]
+        lines = [("angle", case, f"$B^T$, {case}") for case in CASES]
         lines.append(("other", "from zero", "unrelated, from zero"))
         for (name, case, label), style in zip(lines, STYLES, strict=False):
             curve(left, layers[name].sel(case=case), label=label, **style)
@@ -187,11 +187,11 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
         for case, style in zip(CASES, STYLES, strict=False):
             curve(right, layers.moved.sel(case=case), log=True, label=case, **style)
         left.set(ylabel="angle of $W_2$, degrees", ylim=(0, 100))
-        right.set(ylabel=r"$|\Delta C|\,/\,|\Delta W_1 W_1^\top|$", yscale="log")
+        right.set(ylabel=r"$|\Delta C|\,/\,|\Delta W_1 W_1^T|$", yscale="log")
         for axes in (left, right):
             axes.set(xlabel="time (rate × steps)")
         key(left, columns=2, title="to which matrix")
-        key(right, columns=1, title=r"$C = BW_2 + W_2^\top B^\top - W_1W_1^\top$")
+        key(right, columns=1, title=r"$C = BW_2 + W_2^T B^T - W_1W_1^T$")
     return result
 
 

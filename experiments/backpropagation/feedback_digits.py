@@ -11,8 +11,7 @@ Expect angles of 50 degrees from 90 in both of two hidden layers, 91% of the tes
 give 81% (matrices drawn anew 82%) and backpropagation 93%; at 8 layers 86%, direct feedback 90%.
 
 Sources: Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for
-deep learning" (alignment); Nokland 2016, arXiv 1609.01596 (direct). Settings and tolerances are of
-seeds 100 to 107, which no preset uses.
+deep learning"; Nokland 2016, arXiv 1609.01596 (direct). Settings are of seeds 100 to 105.
 """
 
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from lab.experiment import main, seeds
 from lab.measures import layer_angles
 from lab.models import mlp
 from lab.objectives import accuracy, cross_entropy
-from lab.plotting import STYLES, curve, key, panels, points, theory_line
+from lab.plotting import STYLES, curve, key, panels, points
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics, Params
 
@@ -48,8 +47,8 @@ RULES = {  # rule, layers that train, whether matrices are drawn anew at each st
     "hidden frozen": ("alignment", slice(-1, None), False),
 }
 FROZEN = {k: f"above {k} frozen" for k in (1, 2)}  # controls of a layer
-CONTROLS = {name: ("alignment", slice(0, k), False) for k, name in FROZEN.items()}
-CONTROLS["redrawn"] = ("alignment", ALL, True)
+STILL = {name: ("alignment", slice(0, k), False) for k, name in FROZEN.items()}
+CONTROLS = {"redrawn": ("alignment", ALL, True), **STILL}
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,15 @@ def training(
     start = mlp((train.x.shape[1], *[config.width] * depth, 10)).init(init)
     names = [f"layer_{i + 1}" for i in range(depth + 1)]
     still = {name: name not in names[trained] for name in names}
-    examples, few = (train.x, train.labels), (train.x[:500], train.labels[:500])
 
     fixed = feedback_matrices(matrix_key, start, rule=rule)
 
     def matrices(t: Array) -> tuple[Array, ...]:
-        drawn = jax.random.fold_in(matrix_key, t)
-        return feedback_matrices(drawn, start, rule=rule) if anew else fixed
+        again = jax.random.fold_in(matrix_key, t)
+        return feedback_matrices(again, start, rule=rule) if anew else fixed
 
     def loss(params: Params, by: str, back: tuple[Array, ...]) -> Array:
-        return cross_entropy(fed_back(params, few[0], back, rule=by), few[1])
+        return cross_entropy(fed_back(params, train.x[:500], back, rule=by), train.labels[:500])
 
     def observe(state: Descent, t: Array) -> dict[str, Array]:
         update = jax.grad(loss)(state.params, rule, matrices(t))
@@ -106,7 +104,7 @@ def training(
         rule=rule,
         matrices=matrices,
         init=lambda: start,
-        batch=lambda t: minibatch(batches, t, examples, size=64),
+        batch=lambda t: minibatch(batches, t, (train.x, train.labels), size=64),
         observe=observe,
     )
 
@@ -123,7 +121,7 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
             every=config.every,
             shared={"train": split.train, "test": split.test},
             dims={"angle": ("layer",)},
-            attrs={"seed": {"vary": "weights, matrices and batches"}},
+            attrs={"seed": {"vary": "weights, matrices, batches"}},
             store=store / f"depth_{depth}",
         )
         for depth in config.depths
@@ -131,10 +129,9 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
 
 
 def expected(config: Config) -> dict[str, Expected]:
-    """Angles fall, hidden layers learn, and depth costs more than it does by direct feedback."""
+    """Angles fall, hidden layers learn by it, and depth wears it off."""
     first, last = config.depths[0], config.depths[-1]
     by = partial(Expected, kind="direction", source=SOURCE, vary="weights, matrices and batches")
-    margin, cost = 0.05, 0.025
     return {
         **{
             f"layer {k}": by(
@@ -146,15 +143,15 @@ def expected(config: Config) -> dict[str, Expected]:
             for k in FROZEN
         },
         "accuracy": by(
-            f"2 hidden layers: alignment beats frozen hidden layers by {margin:.0%} of the tests",
-            above(margin, why="a third of what frozen layers miss, or nearly"),
-            Control("not with matrices drawn anew at each step", below(margin, why="the same")),
+            "2 hidden layers: alignment beats frozen hidden layers by 5% of the tests",
+            above(0.05, why="half of what it is on other seeds"),
+            Control("not with matrices drawn anew at each step", below(0.05, why="the same")),
             estimator="share of test digits told right, less that with hidden layers frozen",
         ),
         "depth": by(
-            f"by alignment {last} hidden layers are worse than {first}, by {cost:.1%} and more",
-            above(cost, why="half of what 8 layers lose on other seeds"),
-            Control("by backpropagation they are not", below(cost, why="the same")),
+            f"by alignment {last} hidden layers are worse than {first}, by 2.5% and more",
+            above(0.025, why="half of what 8 layers lose on other seeds"),
+            Control("by backpropagation they are not", below(0.025, why="the same")),
             estimator="accuracy with the fewest hidden layers less that with the most",
         ),
     }
@@ -184,12 +181,9 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     ends = [one.accuracy.isel(step=-1).sel(case=[*RULES]) for one in data.values()]
     by_depth = xr.concat(ends, "depth").assign_coords(depth=[int(n.split()[1]) for n in data])
     with panels(2, ratio=0.9) as (result, (left, right)):
-        shown = [
-            (k, *of) for k in FROZEN for of in (("alignment", ""), (FROZEN[k], ", above frozen"))
-        ]
-        for (k, case, words), style in zip(shown, STYLES, strict=False):
-            curve(left, two.sel(case=case).isel(layer=k - 1), label=f"layer {k}{words}", **style)
-        theory_line(left, 90.0)
+        pairs = [(k, c) for k in FROZEN for c in ("alignment", FROZEN[k])]
+        for (k, case), style in zip(pairs, STYLES, strict=False):
+            curve(left, two.sel(case=case).isel(layer=k - 1), label=f"layer {k}: {case}", **style)
         for case, style in zip(RULES, STYLES, strict=False):
             points(right, 100 * by_depth.sel(case=case), label=case, **style)
         left.set(xlabel="step", ylabel="angle to the gradient, degrees", ylim=(0, 100))
