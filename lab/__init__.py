@@ -10,7 +10,7 @@ floor 1   `lab.models`       networks as (init, apply): linear, MLP, convolution
                              between two networks, attention, representations
           `lab.theory`       closed forms, each with its derivation or source
 floor 2   `lab.dynamics`     learning processes: descent by any optax optimiser, flows, bootstrap,
-                             sharpness-aware descent; averages beside them
+                             sharpness-aware descent, feedback alignment; averages beside them
           `lab.tasks`        a network of one seed, and what it is to learn
           `lab.sweep`        the engine: many runs in parallel, measured, stored, resumed
 floor 3   `lab.claims`       statistics and verdicts

@@ -115,6 +115,24 @@ TOYS = {
             "at the edge, with a skip": (3.0, 6.0),
         },
     ),
+    "feedback_alignment": Toy(
+        "--seeds 3 --lr 0.025",
+        {
+            "from zero the angle between": (0.0, 2.0),
+            "from zero the angle ends": (19.0, 20.0),
+            "to an unrelated matrix": (75.0, 105.0),
+            "from random weights B W_2": (0.0, 0.1),
+            "by backpropagation it does not": (0.5, INF),
+        },
+    ),
+    "feedback_digits": Toy(
+        "--seeds 3 --depths 1 2 --width 32 --steps 200 --every 200",
+        {
+            "2 hidden layers: in layer 2": (2.0, 60.0),
+            "with all above 2 frozen": (-10.0, 7.5),
+            "not with matrices drawn anew": (-0.1, 0.05),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -566,6 +584,11 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ),
         ("error_backward --widths 20", "widths: (20,); give multiples of 8"),
         ("error_backward --decades -8 -1", "decades: (-8, -1); give -11 or less to -2 or more"),
+        ("feedback_alignment --lr 0.3", "lr: 0.3; give one over a whole number, 1/20 at most"),
+        (
+            "feedback_digits --depths 1 4",
+            "depths: (1, 4); give two or more, ascending, 2 among them",
+        ),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

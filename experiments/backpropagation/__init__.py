@@ -8,6 +8,12 @@ the edge to chaos, and how alike it makes two inputs (`signal_propagation`). Bat
 them by a constant, pi / (pi - 1) for ReLU, whatever the scale; a skip turns either exponential into
 less (`norm_explosion`).
 
+The transpose of the forward weights is not needed: where a fixed random matrix stands in its place,
+forward weights turn towards it while they learn. Of two linear layers that start from zero the
+angle follows a closed form, which ends above 0; on digits each hidden layer's update turns to the
+gradient by some 40 degrees, unless the layers above are frozen. It wears off with depth: at 8
+hidden layers alignment is 4% worse than at one, and its angles stay near 77 degrees in the middle.
+
 Open: trainable depth against the depth scale, lazy and rich training, transfer of rates across
-widths.
+widths; why the angle of deep networks is largest in the middle.
 """

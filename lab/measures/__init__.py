@@ -50,8 +50,10 @@ from lab.measures.evidence import evidence_weights
 from lab.measures.gradients import (
     BatchSharpness,
     GradientNoise,
+    angle,
     batch_sharpness,
     gradient_noise,
+    layer_angles,
     noise_of_two_sizes,
 )
 from lab.measures.kernel import (
@@ -92,6 +94,7 @@ __all__ = [
     "Quadrature",
     "Ritz",
     "adam_preconditioner",
+    "angle",
     "attention_entropy",
     "barrier",
     "batch_sharpness",
@@ -116,6 +119,7 @@ __all__ = [
     "lanczos",
     "last_below",
     "late",
+    "layer_angles",
     "logistic_probe",
     "loss_between",
     "noise_of_two_sizes",

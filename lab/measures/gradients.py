@@ -1,6 +1,6 @@
-"""What minibatches see of a loss: curvature along their own gradients, and their noise."""
+"""What minibatches see of a loss, curvature and noise; angles between gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -173,3 +173,31 @@ def noise_of_two_sizes(small: Number, big: Number, *, sizes: tuple[int, int]) ->
         raise BadInput(f"sizes: {sizes}; give two that ascend from 1, the small one first")
     noise = (jnp.asarray(small) - jnp.asarray(big)) / (1 / b - 1 / B)
     return GradientNoise(noise, (B * jnp.asarray(big) - b * jnp.asarray(small)) / (B - b))
+
+
+def angle(params: Params, other: Params) -> Scalar:
+    """The angle between two pytrees, each taken as one vector, in degrees: 0 to 180.
+
+        2 atan2(|u - v|, |u + v|),   u and v of length 1
+
+    which is right where a cosine's rounding hides small angles (Kahan). NaN where one is zero.
+
+    >>> round(float(angle({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([2.0, 2.0])})), 3)
+    45.0
+    """
+    one, two = (ravel_pytree(of)[0] for of in (params, other))
+    u, v = unit(one), unit(two)
+    found = 2 * jnp.degrees(jnp.arctan2(length(u - v), length(u + v)))
+    return jnp.where((length(one) > 0) & (length(two) > 0), found, jnp.nan)
+
+
+def layer_angles(update: Mapping[str, Params], gradient: Mapping[str, Params]) -> dict[str, Scalar]:
+    """The angle between an update and the gradient in each layer, in degrees, by its name.
+
+    A layer's weights and biases are one vector. Below 90 the update, small enough, descends.
+
+    >>> two = {"layer_1": jnp.array([1.0, 0.0])}, {"layer_1": jnp.array([0.0, 3.0])}
+    >>> {name: float(degrees) for name, degrees in layer_angles(*two).items()}
+    {'layer_1': 90.0}
+    """
+    return {name: angle(update[name], gradient[name]) for name in update}

@@ -8,6 +8,7 @@ from lab.theory import (
     barlow,
     collapse,
     edges,
+    feedback,
     in_context,
     layer_norm,
     linear_networks,
@@ -21,6 +22,12 @@ from lab.theory import (
 from lab.theory.barlow import cross_moment, half_time, pair_spectrum, starting_strength, strength
 from lab.theory.catapult import catapult
 from lab.theory.collapse import critical_decay, resting_points
+from lab.theory.feedback import (
+    alignment_angle,
+    alignment_limits,
+    alignment_strength,
+    conserved_matrix,
+)
 from lab.theory.in_context import (
     effective_step,
     inflated_covariance,
@@ -77,6 +84,9 @@ __all__ = [
     "MeanField",
     "Moments",
     "activation_moments",
+    "alignment_angle",
+    "alignment_limits",
+    "alignment_strength",
     "attention_moments",
     "barlow",
     "best_rate",
@@ -85,6 +95,7 @@ __all__ = [
     "catapult",
     "collapse",
     "collapsing_layer",
+    "conserved_matrix",
     "critical_decay",
     "critical_rate",
     "cross_moment",
@@ -92,6 +103,7 @@ __all__ = [
     "edges",
     "effective_step",
     "excess_losses",
+    "feedback",
     "gelu_moments",
     "growing_strength",
     "growth",
