@@ -5,10 +5,12 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import lab
 from lab import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +96,13 @@ def test_readme_tells_the_replication_as_it_came_out():
     assert f"{count['undecided']} are undecided" in words and "none is contradicted" in words
     names = {entry.name for entry in catalogue.entries(ROOT / "experiments")}
     assert {*table} <= names and len(names - {*table}) == 4  # those that time
+
+
+def test_the_wheel_is_lab_alone_with_its_licence_and_the_changelog_names_its_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tools = project["tool"]["setuptools"]
+    assert tools["packages"]["find"]["include"] == ["lab*"]
+    assert tools["dynamic"]["version"]["attr"] == "lab.__version__"
+    assert (ROOT / "lab" / "py.typed").exists() and project["project"]["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
+    assert f"\n## {lab.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -4,6 +4,7 @@ import threading
 import time
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -137,15 +138,21 @@ def test_what_cannot_be_told_is_refused(tmp_path):
         swept(on_segment=print, executor=lambda: None, store=tmp_path)
 
 
-def test_a_callback_in_a_stored_process_is_pointed_to_it(tmp_path):
+@pytest.mark.parametrize(
+    ("calling", "stored", "said"),
+    [
+        (lambda x: io_callback(print, None, x), False, "step: calls back by io_callback"),
+        (lambda x: jax.debug.print("{}", x), True, "store: step calls back to Python"),
+    ],
+    ids=["io_callback", "debug.print"],
+)
+def test_callbacks_are_refused_and_pointed_to_it(calling, stored, said, tmp_path):
     def telling(lr):
         def step(x, t):
-            io_callback(lambda x: None, None, x)
+            calling(x)
             return x
 
         return Dynamics(lambda: lr, step, lambda x, t: {"x": x})
 
-    with pytest.raises(
-        BadInput, match=r"step calls back to Python .*on_segment=\.\.\.\) is called"
-    ):
-        sweep(telling, {"lr": [0.1]}, steps=1, every=1, store=tmp_path)
+    with pytest.raises(BadInput, match=rf"^{said}.*on_segment=\.\.\.\) is called"):
+        sweep(telling, {"lr": [0.1]}, steps=1, every=1, store=tmp_path if stored else None)

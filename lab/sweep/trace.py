@@ -224,7 +224,14 @@ def traced(
         streams["step_rare"] = _function(inspect, *at)
         if both := {*streams["step"].returns} & {*streams["step_rare"].returns}:
             raise BadInput(f"inspect: {min(both)!r} is observed too; record each name once")
-    return Process(start, moved, streams)
+    process = Process(start, moved, streams)
+    for name, function in process.functions.items():
+        if "io_callback" in linalg.primitives(function.jaxpr.jaxpr):
+            raise BadInput(
+                f"{name}: calls back by io_callback, which a compiled sweep cannot order; "
+                "sweep(on_segment=...) is called on the host with what is recorded"
+            )
+    return process
 
 
 def _refuse_signatures(made: Dynamics) -> None:
