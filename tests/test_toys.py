@@ -133,6 +133,29 @@ TOYS = {
             "not with matrices drawn anew": (-0.1, 0.05),
         },
     ),
+    "lazy_limit": Toy(
+        "--seeds 3 --widths 16 32 --alphas 10 80 --width 16 --examples 6",
+        {
+            "the kernel's relative change falls as 1 / alpha": (-1.2, -0.8),
+            "not where outputs do not start from zero": (-0.3, 0.3),
+            "on fresh digits the network": (-1.2, -0.8),
+        },
+    ),
+    "lazy_rich": Toy(
+        "--seeds 3 --dimension 6 --samples 6 16 22 --width 64 --steps 400 --tests 200",
+        {
+            "16 examples: the lazy network's": (0.3, 2.0),
+            "16 examples: features leave": (0.0, 0.7),
+        },
+    ),
+    "time_to_fit": Toy(
+        "--seeds 3 --width 64 --examples 20 --steps 60",
+        {
+            "true labels are fitted": (0.6, 1.6),
+            "by the theory of true labels not": (1.5, 12.0),
+            "true labels: when fitted": (0.7, 1.4),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -590,6 +613,12 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "feedback_digits --depths 1 4",
             "depths: (1, 4); give two or more, ascending, 2 among them",
         ),
+        ("lazy_limit --widths 64", "widths: (64,); give two or more above 0, ascending"),
+        ("lazy_limit --alphas 9 3", "alphas: (9.0, 3.0); give two or more above 0, ascending"),
+        ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),
+        ("lazy_rich --width 9", "width: 9; give an even one: units come in pairs"),
+        ("lazy_rich --dimension 2", "dimension: 2; give at least 3: two matter"),
+        ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

@@ -14,6 +14,12 @@ angle follows a closed form, which ends above 0; on digits each hidden layer's u
 gradient by some 40 degrees, unless the layers above are frozen. It wears off with depth: at 8
 hidden layers alignment is 4% worse than at one, and its angles stay near 77 degrees in the middle.
 
-Open: trainable depth against the depth scale, lazy and rich training, transfer of rates across
-widths; why the angle of deep networks is largest in the middle.
+How far features move decides what is learned. In the NTK parametrisation the tangent kernel moves
+as 1 / (width x scale of the outputs), and the network comes to its linearised training as fast, if
+its outputs start from zero (`lazy_limit`). There the kernel's spectrum says, without a free
+parameter, when true and random labels are fitted (`time_to_fit`) and how well n examples are
+learned; a network whose features move needs a third of them to learn a product (`lazy_rich`).
+
+Open: trainable depth against the depth scale, transfer of rates across widths; why the angle of
+deep networks is largest in the middle.
 """

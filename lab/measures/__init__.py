@@ -59,6 +59,7 @@ from lab.measures.gradients import (
 from lab.measures.kernel import (
     kernel_alignment,
     kernel_drift,
+    linearised,
     output_mean,
     tangent_kernel,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "last_below",
     "late",
     "layer_angles",
+    "linearised",
     "logistic_probe",
     "loss_between",
     "noise_of_two_sizes",

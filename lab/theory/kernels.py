@@ -1,0 +1,215 @@
+"""Kernels of wide ReLU networks: what they can express, what n examples teach them, and when.
+
+**The kernel.** Two layers, `f(x) = √(2/m) Σ_i a_i relu(w_i . x)`, m wide, w_i normal of variance 1
+(each entry), a_i of variance 1, both trained: the slopes by a give `2 E relu(w.x) relu(w.z)`, those
+by w give `2 x.z E 1(w.x > 0) 1(w.z > 0)`. With c the cosine of x and z, by the integrals of Cho
+and Saul 2009 ("Kernel methods for deep learning"), degrees 0 and 1,
+
+    K(x, z) = |x| |z| (k_1(c) + c k_0(c)),   k_0 = 1 - arccos(c) / π,
+                                             k_1 = (√(1 - c²) + (π - arccos c) c) / π.
+
+Where w_i have variance 1 / d the second part counts d times as much beside the first: `inner`.
+
+**The hypercube.** A kernel κ(c) of inputs in {-1, 1}^d, c = x.z / d, has the parities as
+eigenfunctions, all of degree k with one eigenvalue, the mean of K with the parity itself:
+
+    λ_k = 2^-d Σ_j C(d, j) κ(1 - 2 j / d) P_k(j),   C(d, k) of them,
+
+P_k(j) the mean of `Π_{i in S} x_i` over all S of k places where j of the x_i are -1 (a Krawtchouk
+polynomial over C(d, k)): P_0 = 1, P_1 = 1 - 2 j / d, (d - k) P_{k+1} = (d - 2 j) P_k - k P_{k-1}.
+
+**n examples.** Kernel regression with eigenvalues λ_i (of the operator over the inputs' law), a
+target Σ v_i phi_i and n independent examples, its ridge added to K itself: with κ the root of
+
+    n = Σ_i λ_i / (λ_i + κ) + ridge / κ,    L_i = λ_i / (λ_i + κ)  ("learnability"),
+
+    test error = E_0 (Σ_i (1 - L_i)² v_i² + noise),   E_0 = n / (n - Σ_i L_i²),
+    train error = (ridge / (n κ))² test error;
+
+test errors with the noise in the labels included. A deterministic equivalent, exact where the
+eigenfunctions at the examples are as independent normals and n is large. Source: Simon, Dickens,
+Karkada and DeWeese 2023, "The eigenlearning framework", arXiv 2110.03922; the same law in Bordelon,
+Canatar and Pehlevan 2020, arXiv 2002.02561.
+
+**In time.** Half the squared error, gradient descent at rate η on functions of a fixed kernel, from
+0: the residual of eigenvector u_j of K / n, eigenvalue l_j, is `(1 - η l_j)^t u_j.y`, so
+
+    mean squared residual at t = Σ_j (1 - η l_j)^{2t} |u_j.y|² / n
+
+(`descent_path` has the outputs, of fresh inputs too).
+
+Source: Arora, Du, Hu, Li and Wang 2019, arXiv 1901.08584 (two layers, the first trained).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lab.numerics import Number
+from lab.types import BadInput
+
+Cosines = TypeVar("Cosines", np.ndarray, Array)
+
+
+def relu_kernel(c: Cosines, *, inner: Number = 1.0) -> Cosines:
+    """`k_1(c) + inner c k_0(c)`: the tangent kernel of two ReLU layers between inputs of length 1.
+
+    Args:
+        c: their cosines, any shape, of NumPy or JAX; what rounding leaves beyond 1 is cut.
+        inner: how much the inner layer's slopes count beside the outer's.
+
+    >>> relu_kernel(np.array([1.0, 0.0, -1.0])).round(4)
+    array([2.    , 0.3183, 0.    ])
+    """
+    xp: Any = jnp if isinstance(c, jax.Array) else np
+    c = xp.clip(c, -1.0, 1.0)
+    away = xp.arccos(c) / xp.pi
+    first = xp.sqrt(xp.maximum(0.0, 1 - c**2)) / xp.pi + (1 - away) * c
+    return first + inner * c * (1 - away)
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues of a kernel's operator, and how many there are of each."""
+
+    values: Float[np.ndarray, " k"]
+    counts: Float[np.ndarray, " k"]
+
+
+def hypercube_spectrum(kernel: Callable[[np.ndarray], np.ndarray], dimension: int) -> Spectrum:
+    """Those of a kernel κ(x.z / d) on {-1, 1}^d, by degree 0 to d.
+
+    Args:
+        kernel: κ, of an array of cosines.
+        dimension: d.
+
+    Raises:
+        BadInput: a dimension below 1.
+
+    >>> hypercube_spectrum(lambda c: 3 + c, 2).values.round(6) + 0.0  # 3 of degree 0, 1/2 of each x
+    array([3. , 0.5, 0. ])
+    """
+    from scipy.special import comb
+
+    d = dimension
+    if d < 1:
+        raise BadInput(f"dimension: {d}; give at least 1")
+    j = np.arange(d + 1)
+    weighted = comb(d, j) / 2.0**d * np.asarray(kernel(1 - 2 * j / d), float)
+    before, parity, values = np.zeros(d + 1), np.ones(d + 1), []
+    for k in range(d + 1):
+        values.append(float(np.sum(weighted * parity)))
+        if k < d:
+            before, parity = parity, ((d - 2 * j) * parity - k * before) / (d - k)
+    return Spectrum(np.array(values), comb(d, j))
+
+
+class Learned(NamedTuple):
+    """What n examples teach a kernel.
+
+    Attributes:
+        kappa: κ, the eigenvalue of which half is learned.
+        learnability: L_i of each eigenvalue, the share of its part of a target that is learned.
+        test: the expected squared error of a fresh example, its noise in it.
+        train: that of an example learned from.
+    """
+
+    kappa: float
+    learnability: Float[np.ndarray, " k"]
+    test: float
+    train: float
+
+
+def eigenlearning(
+    spectrum: Spectrum,
+    power: Float[np.ndarray, " k"],
+    samples: int,
+    *,
+    ridge: float = 0.0,
+    noise: float = 0.0,
+) -> Learned:
+    """Test and train error of kernel regression from n independent examples.
+
+    Args:
+        spectrum: eigenvalues, none negative (a fixed share of 1e-12 of the largest counts as 0).
+        power: Σ v_i² of the target over the eigenfunctions of each eigenvalue.
+        samples: n; without ridge fewer than the eigenfunctions whose eigenvalue is not 0.
+        ridge: added to the kernel matrix of the examples: (K + ridge I)^-1.
+        noise: variance of independent noise in the labels.
+
+    Raises:
+        BadInput: a negative ridge or noise, or no κ: too many samples.
+
+    >>> flat = Spectrum(np.array([1.0]), np.array([100.0]))  # 50 of 100 directions seen: half left
+    >>> learned = eigenlearning(flat, np.array([1.0]), 50)
+    >>> round(learned.test, 6), learned.learnability.round(6)
+    (0.5, array([0.5]))
+    """
+    from scipy.optimize import brentq
+
+    values, counts = (np.asarray(of, float) for of in spectrum)
+    values = np.where(values > 1e-12 * values.max(), values, 0.0)
+    if ridge < 0 or noise < 0:
+        raise BadInput(f"ridge: {ridge} and noise {noise} should be at least 0")
+    most = counts[values > 0].sum()
+    if samples < 1 or (not ridge and samples >= most):
+        raise BadInput(f"samples: {samples}; without ridge give 1 to {most - 1:g}")
+
+    def missing(log_kappa: float) -> float:
+        kappa = np.exp(log_kappa)
+        return float(np.sum(counts * values / (values + kappa)) + ridge / kappa - samples)
+
+    high = np.log((np.sum(counts * values) + ridge) / samples) + 1e-9
+    low = high - 1.0
+    while missing(low) < 0:
+        low -= 5.0
+    kappa = float(np.exp(brentq(missing, low, high, xtol=1e-14, rtol=1e-14)))
+    share = values / (values + kappa)
+    over = samples / (samples - np.sum(counts * share**2))
+    test = float(over * (np.sum((1 - share) ** 2 * power) + noise))
+    return Learned(kappa, share, test, float((ridge / (samples * kappa)) ** 2 * test))
+
+
+def descent_path(
+    kernel: Float[np.ndarray, "n n"],
+    y: Float[np.ndarray, " n"],
+    times: Float[np.ndarray, " t"] | Int[np.ndarray, " t"],
+    *,
+    lr: float,
+    across: Float[np.ndarray, "m n"] | None = None,
+) -> Float[np.ndarray, "t m"]:
+    """Outputs after each of `times` steps of gradient descent on a fixed kernel, from 0.
+
+        f_t(z) = 1/n Σ_j K(z, X).u_j (1 - (1 - η l_j)^t) / l_j  u_j.y
+
+    Of half the mean squared error. In float64, on the host; of a network's own kernel, in JAX:
+    `lab.measures.linearised`.
+
+    Args:
+        kernel: K of the n examples, not divided by n.
+        y: their labels.
+        times: steps, 0 or more.
+        lr: the rate η, from 0 to 2 n / the largest eigenvalue of K.
+        across: K(z, X) of the inputs whose outputs are wanted; those of the examples unless given.
+
+    Raises:
+        BadInput: a rate at which it diverges.
+
+    >>> descent_path(np.diag([2.0, 0.0]), np.array([1.0, 1.0]), np.array([0, 1]), lr=0.5).round(6)
+    array([[0. , 0. ],
+           [0.5, 0. ]])
+    """
+    n, times = len(y), np.asarray(times, float)[:, None]
+    values, vectors = np.linalg.eigh(np.asarray(kernel, float) / n)
+    if not 0 < lr < 2 / values[-1]:
+        raise BadInput(f"lr: {lr}; give one between 0 and {2 / values[-1]:.4g}")
+    values = np.maximum(values, 1e-15 * values[-1])
+    left = np.sign(1 - lr * values) ** times * np.abs(1 - lr * values) ** times
+    slow = -np.expm1(times * np.log1p(-np.minimum(lr * values, 0.5)))
+    learned = np.where(lr * values < 0.5, slow, 1 - left) * (vectors.T @ y)
+    if across is None:
+        return learned @ vectors.T
+    return learned / (n * values) @ (across @ vectors).T
