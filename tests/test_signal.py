@@ -7,6 +7,7 @@ import pytest
 
 from lab.theory.signal import (
     activation_moments,
+    edge_of_chaos,
     linear_norm_growth,
     mean_field,
     mean_field_skip,
@@ -101,3 +102,13 @@ def test_a_skip_in_a_wide_network_multiplies_gradients_as_mean_field_says():
         np.testing.assert_allclose((gradient**2).sum() / (r**2).sum(), growth, rtol=0.1)
         h = h + np.tanh(h) @ w + np.sqrt(bias) * rng.normal(size=width)
     assert predicted[0] > 1.1 * predicted[-1]
+
+
+def test_on_the_edge_of_chaos_the_fixed_point_neither_grows_nor_shrinks_gradients():
+    for q in (0.2, 0.9):
+        (weight,), (bias,) = edge_of_chaos(jnp.tanh, np.array([q]))
+        found = mean_field(jnp.tanh, weight, bias)
+        assert found.variance == pytest.approx(q, rel=1e-4)
+        assert found.growth == pytest.approx(1.0, rel=1e-4)
+    (weight,), (bias,) = edge_of_chaos(jax.nn.relu, np.array([0.7]))  # He's scale, no bias
+    assert (weight, bias) == pytest.approx((2.0, 0.0), abs=1e-3)

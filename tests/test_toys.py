@@ -109,10 +109,20 @@ TOYS = {
         },
     ),
     "signal_propagation": Toy(
-        "--seeds 3 --depth 14 --width 96 --pairs 4 --weights 0.8 1.76 4",
+        "--seeds 3 --depth 14 --width 96 --pairs 4 --weights 0.8 1.76 4 --biases 0.05 0.4 "
+        "--grid 1.5 3.2",
         {
+            "in the plane of variances": (0.85, 1.2),
             "order: gradients shrink by chi": (0.55, 0.75),
             "at the edge, with a skip": (3.0, 6.0),
+        },
+    ),
+    "depth_scale": Toy(
+        "--seeds 3 --weights 0.5 1.0 --depths 3 6 12 24 --width 24 --steps 100 --lr 0.01",
+        {
+            "trainable depth grows in": (0.1, 1.5),
+            "with a skip it does not": (-0.3, 0.3),
+            "networks can be trained": (2.0, 9.0),
         },
     ),
     "feedback_alignment": Toy(
@@ -612,6 +622,12 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         (
             "feedback_digits --depths 1 4",
             "depths: (1, 4); give two or more, ascending, 2 among them",
+        ),
+        ("signal_propagation --biases 0.1", "biases: (0.1,); give two or more above 0, ascending"),
+        ("depth_scale --depths 9 3", "depths: (9, 3); give two or more above 0, ascending"),
+        (
+            "depth_scale --weights 0.5 4",
+            "weights: (0.5, 4.0); give some of order, up to 1.6",
         ),
         ("lazy_limit --widths 64", "widths: (64,); give two or more above 0, ascending"),
         ("lazy_limit --alphas 9 3", "alphas: (9.0, 3.0); give two or more above 0, ascending"),

@@ -4,9 +4,10 @@ What is asked: whether the gradient that reaches the first layers is of use, and
 design decides it. Found so far: a gradient is the slope that differences approach, at the price of
 three losses (`error_backward`); mean-field theory predicts, to a percent and without a free
 parameter, by how much a layer of a random network multiplies squared gradients, from order through
-the edge to chaos, and how alike it makes two inputs (`signal_propagation`). Batch norm multiplies
-them by a constant, pi / (pi - 1) for ReLU, whatever the scale; a skip turns either exponential into
-less (`norm_explosion`).
+the edge to chaos, and how alike it makes two inputs (`signal_propagation`); order can be trained to
+some six times the depth that inputs stay apart, whatever it is (`depth_scale`). Batch norm
+multiplies them by a constant, pi / (pi - 1) for ReLU, whatever the scale; a skip turns either
+exponential into less (`norm_explosion`).
 
 The transpose of the forward weights is not needed: where a fixed random matrix stands in its place,
 forward weights turn towards it while they learn. Of two linear layers that start from zero the
@@ -20,6 +21,5 @@ its outputs start from zero (`lazy_limit`). There the kernel's spectrum says, wi
 parameter, when true and random labels are fitted (`time_to_fit`) and how well n examples are
 learned; a network whose features move needs a third of them to learn a product (`lazy_rich`).
 
-Open: trainable depth against the depth scale, transfer of rates across widths; why the angle of
-deep networks is largest in the middle.
+Open: transfer of rates across widths; why the angle of deep networks is largest in the middle.
 """

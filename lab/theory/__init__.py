@@ -80,6 +80,7 @@ from lab.theory.sgd import (
 from lab.theory.signal import (
     MeanField,
     activation_moments,
+    edge_of_chaos,
     linear_norm_growth,
     mean_field,
     mean_field_skip,
@@ -112,6 +113,7 @@ __all__ = [
     "cross_moment",
     "descent_direction",
     "descent_path",
+    "edge_of_chaos",
     "edges",
     "effective_step",
     "eigenlearning",

@@ -41,6 +41,7 @@ Source of norm's effect: Yang et al. 2019, arXiv 1902.08129, who have π / (π -
 other forms are derived here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -93,6 +94,7 @@ class MeanField(NamedTuple):
     slope: float
 
 
+@functools.cache
 def mean_field(phi: Activation, weight: float, bias: float) -> MeanField:
     """Where variance and correlation go to, from variance 1 and correlation 0.5.
 
@@ -110,6 +112,23 @@ def mean_field(phi: Activation, weight: float, bias: float) -> MeanField:
     slope = jax.vmap(jax.grad(phi))
     growth, gap = (weight * _pair(slope, q, at) for at in (1.0, c))
     return MeanField(q, growth, c, gap)
+
+
+def edge_of_chaos(
+    phi: Activation, variance: Float[np.ndarray, " q"]
+) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+    """Variances of weights and biases at which growth is 1, by the fixed variance q > 0 there.
+
+        w = 1 / E phi'(√q z)²,   s = q - w E phi(√q z)²
+
+    >>> weight, bias = edge_of_chaos(jnp.tanh, np.array([0.5]))
+    >>> weight.round(3), bias.round(3)  # at a variance of 0.5
+    (array([1.688]), array([0.038]))
+    """
+    slope = jax.vmap(jax.grad(phi))
+    weight = np.array([1 / _pair(slope, q, 1.0) for q in variance])
+    square = np.array([_pair(phi, q, 1.0) for q in variance])
+    return weight, variance - weight * square
 
 
 def mean_field_skip(
