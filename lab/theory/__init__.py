@@ -7,6 +7,7 @@ subject: `barlow.loss`, `collapse.loss`, and the `edges` of stability, `edges.ad
 from lab.theory import (
     barlow,
     collapse,
+    diagonal,
     edges,
     feedback,
     in_context,
@@ -22,6 +23,7 @@ from lab.theory import (
 from lab.theory.barlow import cross_moment, half_time, pair_spectrum, starting_strength, strength
 from lab.theory.catapult import catapult
 from lab.theory.collapse import critical_decay, resting_points
+from lab.theory.diagonal import basis_pursuit, least_potential, potential
 from lab.theory.feedback import (
     alignment_angle,
     alignment_limits,
@@ -89,6 +91,7 @@ __all__ = [
     "alignment_strength",
     "attention_moments",
     "barlow",
+    "basis_pursuit",
     "best_rate",
     "bigram_prediction",
     "blocks",
@@ -100,6 +103,7 @@ __all__ = [
     "critical_rate",
     "cross_moment",
     "descent_direction",
+    "diagonal",
     "edges",
     "effective_step",
     "excess_losses",
@@ -115,6 +119,7 @@ __all__ = [
     "layer_norm",
     "leading_residual",
     "learning_time",
+    "least_potential",
     "linear_networks",
     "linear_norm_growth",
     "masked",
@@ -128,6 +133,7 @@ __all__ = [
     "optimal_loss",
     "optimal_step",
     "pair_spectrum",
+    "potential",
     "rank_collapse",
     "repeats_loss",
     "rescaled",
