@@ -101,11 +101,13 @@ TOYS = {
         },
     ),
     "error_backward": Toy(
-        "--seeds 3 --models MLP attention --widths 16 32",
+        "--seeds 3 --models convolution --widths 8 16",
         {
             "a forward difference errs by the step": (0.97, 1.03),
             "a central one by its square": (1.95, 2.05),
             "a gradient costs at most four": (1.5, 4),
+            "at each layer the error sent back": (0.0, 1e-7),
+            "sent back without the activation's slope": (0.1, INF),
         },
     ),
     "signal_propagation": Toy(
