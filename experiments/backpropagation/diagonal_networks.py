@@ -5,13 +5,14 @@ inputs, n = 40 normal examples, w of five coefficients of 1 or -1. Its flow ends
 the least potential Q(w; alpha), solved for here by Newton's method: near the least |w|_1 from a
 small start, the least |w| from a large one. No parameter is free.
 
-    python -m experiments diagonal_networks          # quick: SECONDS on two cores
-    python -m experiments diagonal_networks paper    # MINUTES; writes figures/
+    python -m experiments diagonal_networks          # quick: 20 s on two cores
+    python -m experiments diagonal_networks paper    # two minutes; writes figures/
 
-Expect a relative distance to the prediction of 3e-4 to 1e-3 for alpha up to 0.3 at the smallest
-rate, less beyond. It is of first order in the rate, and of second from the u v that the steps left
-of alpha^2. Rates are in units of one over the sharpness at the solution. Half of w is recovered of
-some 30 examples from alpha = 0.03, of 75 from a large one: there the error is sqrt(1 - n / 100).
+Expect a relative distance to the prediction of 4e-4 to 9e-4 for alpha up to 0.3 at the smallest
+rate, 1e-4 / alpha^4 beyond, 40 times less than to the solution of least |w|. It is of first order
+in the rate, and of second from the u v that the steps left of alpha^2. Rates are in units of one
+over the sharpness at the solution. Half of w is recovered of some 30 examples from alpha = 0.03, of
+75 from a large one: there the error is sqrt(1 - n / 100).
 
 Source: Woodworth et al. 2020, arXiv 2002.09277; `lab.theory.diagonal`. Settings and tolerances are
 of seeds 100 to 107, which no preset uses. More than 200 lines because ends are held to one
@@ -153,6 +154,11 @@ def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
     return {**found, "between": distances(at)[["to_l1", "to_l2"]]}
 
 
+def allowed(alpha: float) -> float:
+    """Distance from the prediction; from large starts it falls, as that from least |w| does."""
+    return 0.003 if alpha <= MIDDLE else 5e-4 / alpha**4
+
+
 def expected(config: Config) -> dict[str, Expected]:
     """Where descent ends, by which order in the rate, and what it takes to recover the target."""
     by = partial(Expected, source=SOURCE, vary=VARY, scale="log")
@@ -163,10 +169,12 @@ def expected(config: Config) -> dict[str, Expected]:
         **{
             f"alpha {alpha:g}": by(
                 f"alpha = {alpha:g}: descent ends at the solution of least potential",
-                below(0.003, why="twice what the rate and what is not yet fitted leave"),
+                below(allowed(alpha), why="twice what the rate and what is not yet fitted leave"),
                 Control("not at that of three times the alpha", above(0.03, why="ten times that"))
                 if alpha <= MIDDLE
-                else Control("not at that of least |w|_1", above(0.3, why="a hundred times that")),
+                else Control(
+                    "not at that of least |w|", above(2 * allowed(alpha), why="twice that")
+                ),
                 kind="closed form",
                 estimator="|w - prediction| / |prediction| at the smallest rate",
             )
@@ -225,7 +233,7 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
 
     return {
         **{
-            f"alpha {alpha:g}": (one.off, one.off_thrice if alpha <= MIDDLE else one.l1)
+            f"alpha {alpha:g}": (one.off, one.off_thrice if alpha <= MIDDLE else one.l2)
             for alpha in SCALES
             for one in [at.sel(alpha=alpha)]
         },

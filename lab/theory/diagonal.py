@@ -20,7 +20,8 @@ in lr³ g³. So descent ends, to second order in lr, where the flow would from a
 left, and a first order off from where the flow would from a.
 
 Source of the potential: Woodworth et al. 2020, "Kernel and rich regimes in overparametrized
-models", arXiv 2002.09277; the forms are derived here.
+models", arXiv 2002.09277; of finite steps see Even et al. 2023, "(S)GD over diagonal linear
+networks", arXiv 2302.08982. The forms are derived here.
 """
 
 import numpy as np
