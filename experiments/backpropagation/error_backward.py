@@ -7,7 +7,7 @@ at h = eps^(1/2) and eps^(1/3), up to factors of order one. One gradient costs t
 however many weights there are; differences cost one more loss for each weight. The error that is
 sent back to a layer of a deep tanh MLP is the slope of the loss by that layer's units.
 
-    python -m experiments error_backward          # quick: half a minute on two cores
+    python -m experiments error_backward          # quick: 40 s on two cores
     python -m experiments error_backward paper    # a minute; writes figures/
 
 Expect slopes of 1, 2 and -1 to a few percent, in float64, with activations that are smooth (in
@@ -317,9 +317,9 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
         for model, style in zip(costs.model.values, STYLES, strict=False):
             of = costs.sel(model=model)
             third.plot(of.differences, of.gradient, label=model, **style, markersize=3)
-        sizes = np.array([costs.differences.min(), costs.differences.max()])
+        sizes = float(costs.differences.min()), float(costs.differences.max())
         third.set(xscale="log", xlabel="weights", ylabel="cost of a gradient / of a loss")
-        third.set(ylim=(0, 5), xlim=tuple(sizes))
+        third.set(ylim=(0, 5), xlim=(0.8 * sizes[0], 1.2 * sizes[1]))
         key(third)
         names = {"sent": "sent back", "slopes": "by differences", "plain": "without slopes of tanh"}
         for (name, label), style in zip(names.items(), STYLES, strict=False):
