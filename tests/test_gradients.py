@@ -9,9 +9,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from lab.measures.curvature import sharpness
-from lab.measures.gradients import batch_sharpness
-from lab.models import mlp
+from lab.measures.gradients import batch_sharpness, layer_sizes, relative_updates
+from lab.models import deep_linear, mlp
 from lab.objectives import mse
+from lab.types import BadInput
 
 MODEL = mlp((3, 4, 2))
 
@@ -124,3 +125,49 @@ def test_a_batch_without_a_gradient_weighs_nothing_and_all_of_them_are_nan():
     np.testing.assert_allclose(got, (28 / 10, 0.0), rtol=1e-6)
     nothing = batch_sharpness(lambda w, h: 0.5 * jnp.sum(h * w**2), jnp.zeros(2), batches)
     assert jnp.isnan(nothing.own) and jnp.isnan(nothing.other)
+
+
+def rms(layer):
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(layer)]).astype(float)
+    return np.sqrt(np.mean(flat**2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_the_size_of_a_layer_is_the_root_mean_square_of_its_entries(params, scale):
+    layers = jax.tree.map(lambda leaf: scale * (leaf + 0.1), params)
+    sizes = layer_sizes(layers)
+    assert [*sizes] == ["layer_1", "layer_2"]
+    for name, size in sizes.items():
+        np.testing.assert_allclose(size, rms(layers[name]), rtol=1e-6)
+
+
+def test_layers_in_order_are_named_by_it_activations_and_matrices_too(params, examples):
+    x, _ = examples
+    first, last = jax.tree.map(np.asarray, (params["layer_1"], params["layer_2"]))
+    hidden = np.asarray(x) @ first["kernel"] + first["bias"]
+    out = np.tanh(hidden) @ last["kernel"] + last["bias"]
+    sizes = layer_sizes(MODEL.apply(params, x, preactivations=True))
+    for name, by_hand in {"layer_1": hidden, "layer_2": out}.items():
+        np.testing.assert_allclose(sizes[name], rms(by_hand), rtol=1e-5)
+    matrices = deep_linear((2, 3, 1), init="orthogonal").init(jax.random.key(2))
+    np.testing.assert_allclose(layer_sizes(matrices)["layer_1"], (2 / 6) ** 0.5, rtol=1e-6)
+
+
+def test_a_relative_update_is_a_quotient_of_lengths_and_does_not_see_a_common_scale(params):
+    ones = jax.tree.map(lambda leaf: 0.01 + 0 * leaf, params)
+    found = relative_updates(params, ones)
+    for name, layer in params.items():
+        np.testing.assert_allclose(found[name], rms(ones[name]) / rms(layer), rtol=1e-5)
+    double = relative_updates(*(jax.tree.map(lambda leaf: -2 * leaf, of) for of in (params, ones)))
+    np.testing.assert_allclose([*found.values()], [*double.values()], rtol=1e-6)
+    still = {"a": jnp.zeros(2)}
+    assert np.isposinf(relative_updates(still, {"a": jnp.ones(2)})["a"])
+    assert np.isnan(relative_updates(still, still)["a"])
+
+
+def test_layers_that_do_not_match_or_have_nothing_are_refused(params):
+    first = {"layer_1": params["layer_1"]}
+    with pytest.raises(BadInput, match=r"update: layers of sizes {'layer_1': 16}; give those of"):
+        relative_updates(params, first)
+    with pytest.raises(BadInput, match="layers: 'layer_1' has no entries; give it some, or leave"):
+        layer_sizes([{}])

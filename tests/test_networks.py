@@ -10,8 +10,11 @@ from lab.models import conv_net, transformer
 from lab.types import BadInput
 
 
-def test_conv_net_is_xla_convolution_pooling_and_a_linear_layer():
-    model = conv_net((7, 6), channels=(3, 5), outputs=4)
+@pytest.mark.parametrize(
+    ("given", "phi"), [({}, jax.nn.relu), ({"activation": jnp.tanh}, jnp.tanh)]
+)
+def test_conv_net_is_xla_convolution_pooling_and_a_linear_layer(given, phi):
+    model = conv_net((7, 6), channels=(3, 5), outputs=4, **given)
     params = model.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 42))
     image = x.reshape(2, 7, 6, 1)
@@ -20,7 +23,7 @@ def test_conv_net_is_xla_convolution_pooling_and_a_linear_layer():
         image = jax.lax.conv_general_dilated(
             image, layer["kernel"], (1, 1), "SAME", dimension_numbers=dims
         )
-        image = jax.nn.relu(image)  # biases start at zero
+        image = phi(image)  # biases start at zero
         window = (1, 2, 2, 1)
         image = jax.lax.reduce_window(image, 0.0, jax.lax.add, window, window, "VALID") / 4
     expected = image.reshape(2, -1) @ params["linear"]["kernel"]

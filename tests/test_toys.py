@@ -101,11 +101,13 @@ TOYS = {
         },
     ),
     "error_backward": Toy(
-        "--seeds 3 --models MLP attention --widths 16 32",
+        "--seeds 3 --models convolution --widths 8 16",
         {
             "a forward difference errs by the step": (0.97, 1.03),
             "a central one by its square": (1.95, 2.05),
             "a gradient costs at most four": (1.5, 4),
+            "at each layer the error sent back": (0.0, 1e-7),
+            "sent back without the activation's slope": (0.1, INF),
         },
     ),
     "signal_propagation": Toy(
@@ -133,6 +135,16 @@ TOYS = {
             "to an unrelated matrix": (75.0, 105.0),
             "from random weights B W_2": (0.0, 0.1),
             "by backpropagation it does not": (0.5, INF),
+        },
+    ),
+    "diagonal_networks": Toy(
+        "--seeds 3 --steps 2000 --rates 0.4 0.8 --examples 20 85",
+        {
+            "alpha = 0.3: descent ends at the solution": (0.0, 0.01),
+            "alpha = 3: descent ends at the solution": (0.0, 1e-4),
+            "alpha = 0.3: by the u v that is left": (1.9, 2.2),
+            "by alpha itself to first": (0.9, 1.1),
+            "not at that of three times the alpha": (0.03, INF),
         },
     ),
     "feedback_digits": Toy(
@@ -619,6 +631,11 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("error_backward --widths 20", "widths: (20,); give multiples of 8"),
         ("error_backward --decades -8 -1", "decades: (-8, -1); give -11 or less to -2 or more"),
         ("feedback_alignment --lr 0.3", "lr: 0.3; give one over a whole number, 1/20 at most"),
+        ("diagonal_networks --rates 0.2", "rates: (0.2,); give two or more, ascending, above 0"),
+        (
+            "diagonal_networks --examples 40 120",
+            "examples: (40, 120); give two or more, ascending from 1 to 100",
+        ),
         (
             "feedback_digits --depths 1 4",
             "depths: (1, 4); give two or more, ascending, 2 among them",

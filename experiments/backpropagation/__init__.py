@@ -21,5 +21,10 @@ its outputs start from zero (`lazy_limit`). There the kernel's spectrum says, wi
 parameter, when true and random labels are fitted (`time_to_fit`) and how well n examples are
 learned; a network whose features move needs a third of them to learn a product (`lazy_rich`).
 
+Of many solutions the start chooses. Squared weights of scale alpha end at the solution of an
+explicit potential, the sparse one from a small start, the short one from a large one
+(`diagonal_networks`), to a thousandth. What a finite rate adds is of first order in it, and is what
+the steps take off u v, which the flow keeps: with that the prediction is right to second order.
+
 Open: transfer of rates across widths; why the angle of deep networks is largest in the middle.
 """

@@ -4,18 +4,21 @@ Each of the lab's networks is moved a step h in a random direction; the loss's d
 held against the gradient times the direction. By Taylor's theorem the error of a forward difference
 falls as h, that of a central one as h^2, until rounding makes it grow as 1 / h: the least error is
 at h = eps^(1/2) and eps^(1/3), up to factors of order one. One gradient costs two to three losses,
-however many weights there are; differences cost one more loss for each weight.
+however many weights there are; differences cost one more loss for each weight. The error that is
+sent back to a layer of a deep tanh MLP is the slope of the loss by that layer's units.
 
-    python -m experiments error_backward          # quick: half a minute on two cores
+    python -m experiments error_backward          # quick: 40 s on two cores
     python -m experiments error_backward paper    # a minute; writes figures/
 
-Expect slopes of 1, 2 and -1 to a few percent, in float64, with activations that are smooth. The
+Expect slopes of 1, 2 and -1 to a few percent, in float64, with activations that are smooth (in
+`conv_net` too, whose default is ReLU), and errors at each layer that agree to 1e-8. The
 direction is as long as the weights, so that a loss's derivatives along it are of order one. Costs
 are multiplications and additions as XLA counts them before it optimises.
 
 Sources: Taylor's theorem; Griewank and Walther 2008, Evaluating Derivatives (the cheap gradient
-principle). Tolerances were set on seeds 100 to 107, which no preset uses; `conv_net` and its ReLU
-are left out. More than 200 lines because two laws, of errors and of costs, share the networks.
+principle). Tolerances were set on seeds 100 to 107, which no preset uses. Of `lab.models` there is
+every network; `from_nnx` and `from_equinox` bring others'. More than 200 lines because laws of
+errors, of costs and of layers share the networks.
 """
 
 import math
@@ -35,8 +38,17 @@ from matplotlib.figure import Figure
 
 from lab.claims import NOTHING, Control, Expected, Measured, about, above, below
 from lab.experiment import main, seeds
-from lab.models import attention_blocks, deep_linear, merged_attention, mlp, transformer
-from lab.plotting import STYLES, curve, key, panels
+from lab.measures import layer_sizes, relative_updates
+from lab.models import (
+    attention_blocks,
+    batch_norm,
+    conv_net,
+    deep_linear,
+    merged_attention,
+    mlp,
+    transformer,
+)
+from lab.plotting import STYLES, curve, key, panels, points
 from lab.sweep import sweep
 from lab.types import BadInput, Dynamics
 
@@ -45,11 +57,21 @@ SOURCE = "Taylor's theorem"
 EPS = float(np.finfo(np.float64).eps)
 COARSE = math.log(np.finfo(np.float32).eps) / math.log(EPS)
 """Of float32's epsilon: its logarithm over that of float64's."""
+LAYERS = 8
+"""Of the MLP whose errors are drawn."""
 MODELS: dict[str, Any] = {  # how it is made for a width, the shape of its input
     "MLP": (lambda n: mlp((16, n, n, 4)), (8, 16)),
     "linear": (lambda n: deep_linear((16, n, n, 4)), (8, 16)),
     "attention": (lambda n: merged_attention(16, heads=n // 8, gain=1.0), (2, 8, 16)),
     "blocks": (lambda n: attention_blocks(16, layers=2, heads=2, hidden=n, norm="pre"), (2, 8, 16)),
+    "batch norm": (
+        lambda n: mlp((16, n, n, 4), activation=lambda h: jnp.tanh(batch_norm(h))),
+        (8, 16),
+    ),
+    "convolution": (
+        lambda n: conv_net((4, 4), channels=(n // 4, n // 4), outputs=4, activation=jnp.tanh),
+        (8, 16),
+    ),
     "transformer": (lambda n: transformer(11, 8, width=16, heads=2, hidden=n, scale=0.25), None),
 }
 
@@ -63,6 +85,12 @@ class Config:
     widths: tuple[int, ...] = (16, 32, 64, 128)  # At which costs are counted; the first is drawn.
     seeds: int = 24  # How many draws of weights, data and directions.
     first_seed: int = 0  # The first of them.
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Of differences."""
+        low, high = self.decades
+        return 10.0 ** np.arange(low, high + 0.125, 0.25)
 
     def __post_init__(self) -> None:
         """Refuses steps that do not reach from rounding to truncation; widths no multiple of 8."""
@@ -91,7 +119,7 @@ def problem(model: str, width: int, data_key: Array, precision: str = "float64")
     return network.init, lambda params: 0.5 * jnp.mean((network.apply(params, x) - y) ** 2)
 
 
-def drawn(h: Array, seed: Array, *, model: str, precision: str, config: Config) -> Dynamics:
+def drawn(seed: Array, *, model: str, precision: str, config: Config) -> Dynamics:
     """One draw: relative errors of the differences, and what a wrong gradient makes of them."""
     init_key, data_key, way_key, other_key = jax.random.split(jax.random.key(seed), 4)
     init, loss = problem(model, config.widths[0], data_key, precision)
@@ -99,33 +127,75 @@ def drawn(h: Array, seed: Array, *, model: str, precision: str, config: Config) 
     def begin() -> dict[str, Array]:
         start = jax.tree.map(lambda w: w.astype(precision), init(init_key))
         flat, unravel = ravel_pytree(start)
-        h_ = h.astype(precision)
 
         def along(key: Array) -> Array:
             way = jax.random.normal(key, flat.shape, flat.dtype)
             return way * jnp.linalg.norm(flat) / jnp.linalg.norm(way)
 
-        def at(moved: Array) -> Array:
-            return loss(unravel(flat + moved * along(way_key)))
-
+        way, h = along(way_key), jnp.asarray(config.steps).astype(precision)
         gradient = jax.grad(lambda w: loss(unravel(w)))(flat)
-        slope = gradient @ along(way_key)
+        slope = gradient @ way
         wrong = slope + 0.01 * gradient @ along(other_key)
-        forward, central = (at(h_) - at(0 * h_)) / h_, (at(h_) - at(-h_)) / (2 * h_)
+        moves = jnp.concatenate([h, -h, jnp.zeros_like(h[:1])])
+        losses = jax.lax.map(lambda moved: loss(unravel(flat + moved * way)), moves)
+        up, down, here = losses[: len(h)], losses[len(h) : -1], losses[-1]
+        forward, central = (up - here) / h, (up - down) / (2 * h)
         errors = {"forward": forward - slope, "central": central - slope, "wrong": central - wrong}
         return {n: jnp.abs(error / slope).astype(float) + 1e-30 for n, error in errors.items()}
 
     return Dynamics(begin, lambda state, t: state, lambda state, t: state)
 
 
+def sent_back(seed: Array, *, config: Config) -> Dynamics:
+    """One draw of a deep MLP: the error at each layer, by the chain rule and by differences."""
+    init_key, x_key, y_key = jax.random.split(jax.random.key(seed), 3)
+    width = config.widths[0]
+    x, y = jax.random.normal(x_key, (4, 16)), jax.random.normal(y_key, (4, 4))
+
+    def begin() -> dict[str, Array]:
+        params = mlp((16, *[width] * (LAYERS - 1), 4), bias=False).init(init_key)
+        first, *others = (layer["kernel"] for layer in params.values())
+        still = [jnp.zeros((4, kernel.shape[1])) for kernel in (first, *others)]
+        flat, unravel = ravel_pytree(still)
+
+        def loss(moved: list[Array]) -> Array:
+            h = x @ first + moved[0]
+            for kernel, m in zip(others, moved[1:], strict=True):
+                h = jnp.tanh(h) @ kernel + m
+            return 0.5 * jnp.mean((h - y) ** 2)
+
+        h, ways = EPS ** (1 / 3), jnp.eye(flat.size)
+        losses = jax.lax.map(lambda way: loss(unravel(way)), jnp.concatenate([h * ways, -h * ways]))
+        slopes = unravel((losses[: flat.size] - losses[flat.size :]) / (2 * h))
+        sent = jax.grad(loss)(still)
+        plain = [sent[-1]]
+        for kernel in reversed(others):
+            plain = [plain[0] @ kernel.T, *plain]
+
+        def off(errors: list[Array]) -> dict[str, Array]:
+            return relative_updates(slopes, jax.tree.map(jnp.subtract, errors, slopes))
+
+        found = {"sent": layer_sizes(sent), "slopes": layer_sizes(slopes)}
+        found |= {"plain": layer_sizes(plain), "off": off(sent), "plain_off": off(plain)}
+        return {name: jnp.stack([*by_layer.values()]) for name, by_layer in found.items()}
+
+    return Dynamics(begin, lambda state, t: state, lambda state, t: state)
+
+
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
-    """Errors by step and network; costs by width."""
-    low, high = config.decades
-    steps = 10.0 ** np.arange(low, high + 0.125, 0.25)
+    """Errors by step and network; costs by width; the error at each layer."""
+    how: Any = {"axes": {"seed": seeds(config)}, "steps": 1, "every": [0]}
     static = {"model": config.models, "precision": ["float64", "float32"]}
-    how: Any = {"static": static, "steps": 1, "every": [0], "store": store}
-    data = sweep(partial(drawn, config=config), {"h": steps, "seed": seeds(config)}, **how)
-    return {"errors": data.isel(step=0, drop=True), "costs": costs(config)}
+    dims: Any = dict.fromkeys(("forward", "central", "wrong"), ("h",))
+    process = partial(drawn, config=config)
+    errors = sweep(process, **how, static=static, dims=dims, store=store / "errors")
+    dims = dict.fromkeys(("sent", "slopes", "plain", "off", "plain_off"), ("layer",))
+    layers = sweep(partial(sent_back, config=config), **how, dims=dims, store=store / "layers")
+    return {
+        "errors": errors.isel(step=0, drop=True).assign_coords(h=config.steps),
+        "layers": layers.isel(step=0, drop=True).assign_coords(layer=np.arange(1, LAYERS + 1)),
+        "costs": costs(config),
+    }
 
 
 def costs(config: Config) -> xr.Dataset:
@@ -181,6 +251,16 @@ def expected(config: Config) -> dict[str, Expected]:
             Control("in float32 its own", about(COARSE / 3, within=0.06, why=why)),
             grid=0.25 / 15.65,
         ),
+        "layers": by(
+            "at each layer the error sent back is the slope of the loss by its units",
+            below(1e-6, why="central differences err by 1e-8 or so, as they lose 10 digits of 16"),
+            Control(
+                "sent back without the activation's slope it is not", above(0.1, why="a tenth")
+            ),
+            kind="closed form",
+            estimator="|error - differences| / |differences|, the most of all layers",
+            scale="log",
+        ),
         "cost": Expected(
             "a gradient costs at most four losses, whatever the network and its width",
             below(4.0, why="the cheap gradient principle"),
@@ -206,33 +286,50 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
         least = logs[name].sel(precision=precision).argmin("h")
         return (logs.h[least] / math.log10(EPS)).mean("model")
 
-    costs = data["costs"]
+    costs, layers = data["costs"], data["layers"]
     return {
         "forward": (slope("forward", -6, -3), slope("wrong", -6, -3)),
         "central": (slope("central", -3.5, -2), slope("wrong", -3.5, -2)),
         "rounding": (slope("forward", -12, -9.5), slope("wrong", -6, -3)),
         "best forward": (best("forward", "float64"), best("forward", "float32")),
         "best central": (best("central", "float64"), best("central", "float32")),
+        "layers": (layers.off.max("layer"), layers.plain_off.max("layer")),
         "cost": ([float(costs.gradient.max())], [float(costs.differences.min())]),
     }
 
 
 def figure(data: Mapping[str, xr.Dataset]) -> Figure:
-    """Error against the step, by difference; cost against the number of weights."""
+    """Error against the step, by difference; cost by the number of weights; error by layer."""
     errors, costs = data["errors"].sel(precision="float64"), data["costs"]
-    with panels(3, ratio=1.45) as (result, (left, middle, right)):
-        for axes, name in ((left, "forward"), (middle, "central")):
+    grey = {"color": "0.3", "linewidth": 0.8, "zorder": 5}
+    powers = {
+        "forward": (1, r"$\max(h, \epsilon / h)$"),
+        "central": (2, r"$\max(h^2, \epsilon / h)$"),
+    }
+    with panels(2, rows=2, ratio=0.9) as (result, (first, second, third, fourth)):
+        for axes, (name, (order, label)) in zip((first, second), powers.items(), strict=True):
             for model, style in zip(errors.model.values, STYLES, strict=False):
                 curve(axes, errors[name].sel(model=model), log=True, label=model, **style)
-            axes.set(xscale="log", yscale="log", xlabel="step", ylabel=f"error, {name} difference")
-            key(axes, columns=1)
+            axes.plot(errors.h, np.maximum(errors.h**order, EPS / errors.h), **grey, label=label)
+            axes.set(xscale="log", yscale="log", xlabel="step $h$")
+            axes.set(ylabel=f"error, {name} difference")
+            key(axes)
         for model, style in zip(costs.model.values, STYLES, strict=False):
-            at = costs.sel(model=model)
-            right.plot(at.differences, at.gradient, label=model, **style, markersize=3)
-        sizes = np.array([costs.differences.min(), costs.differences.max()])
-        right.set(xscale="log", xlabel="weights", ylabel="cost of a gradient / of a loss")
-        right.set(ylim=(0, 5), xlim=tuple(sizes))
-        key(right, columns=1)
+            of = costs.sel(model=model)
+            third.plot(of.differences, of.gradient, label=model, **style, markersize=3)
+        sizes = float(costs.differences.min()), float(costs.differences.max())
+        third.set(xscale="log", xlabel="weights", ylabel="cost of a gradient / of a loss")
+        third.set(ylim=(0, 5), xlim=(0.8 * sizes[0], 1.2 * sizes[1]))
+        key(third)
+        names = {"sent": "sent back", "slopes": "by differences", "plain": "without slopes of tanh"}
+        for (name, label), style in zip(names.items(), STYLES, strict=False):
+            dots = {**style, "linestyle": "none"} if name == "slopes" else style
+            draw = points if name == "slopes" else curve
+            draw(fourth, data["layers"][name], log=True, label=label, **dots)
+        fourth.set(yscale="log", xlabel="layer", ylabel="error sent back, rms")
+        fourth.set_yticks([0.01, 0.02, 0.05], labels=["0.01", "0.02", "0.05"])
+        fourth.minorticks_off()
+        key(fourth)
     return result
 
 

@@ -54,7 +54,9 @@ from lab.measures.gradients import (
     batch_sharpness,
     gradient_noise,
     layer_angles,
+    layer_sizes,
     noise_of_two_sizes,
+    relative_updates,
 )
 from lab.measures.kernel import (
     kernel_alignment,
@@ -121,6 +123,7 @@ __all__ = [
     "last_below",
     "late",
     "layer_angles",
+    "layer_sizes",
     "linearised",
     "logistic_probe",
     "loss_between",
@@ -134,6 +137,7 @@ __all__ = [
     "probed",
     "rank_one_residual",
     "reached",
+    "relative_updates",
     "ridge_probe",
     "ridge_scores",
     "rmsprop_preconditioner",

@@ -1,6 +1,6 @@
-"""What minibatches see of a loss, curvature and noise; angles between gradients."""
+"""What minibatches see of a loss, curvature and noise; sizes by layer; angles of gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -201,3 +201,60 @@ def layer_angles(update: Mapping[str, Params], gradient: Mapping[str, Params]) -
     {'layer_1': 90.0}
     """
     return {name: angle(update[name], gradient[name]) for name in update}
+
+
+def layer_sizes(layers: Mapping[str, Params] | Sequence[Params]) -> dict[str, Scalar]:
+    """The root of the mean square of each layer's entries, by its name.
+
+        sqrt(sum x² / number of x),   x all entries of a layer, weights and biases alike
+
+    Of parameters, gradients or updates, or of activations, as `apply(params, x,
+    preactivations=True)` of `lab.models.mlp` gives them, examples and units alike. Right at any
+    scale that the numbers themselves have.
+
+    Args:
+        layers: by name, or in order: then they are named layer_1, layer_2, ...
+
+    Raises:
+        BadInput: a layer without entries.
+
+    >>> params = {"layer_1": {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([0.0, 5.0])}}
+    >>> {name: round(float(size), 3) for name, size in layer_sizes(params).items()}
+    {'layer_1': 3.536}
+    """
+    return {name: length(flat) / flat.size**0.5 for name, flat in _by_layer(layers).items()}
+
+
+def relative_updates(
+    params: Mapping[str, Params] | Sequence[Params], update: Mapping[str, Params] | Sequence[Params]
+) -> dict[str, Scalar]:
+    """How far an update moves each layer, beside what it moves: |Δw| / |w|, by its name.
+
+    A layer's weights and biases are one vector w. Infinite where only w is zero, NaN where both.
+
+    Args:
+        params: by layer, as `layer_sizes` takes them.
+        update: of the same layers: what is added to the parameters (`optax`), or a gradient.
+
+    Raises:
+        BadInput: other layers, or one of another size or none.
+
+    >>> params, update = {"layer_1": jnp.array([3.0, 4.0])}, {"layer_1": jnp.array([0.0, -0.5])}
+    >>> {name: round(float(share), 3) for name, share in relative_updates(params, update).items()}
+    {'layer_1': 0.1}
+    """
+    before, moved = ({n: x.size for n, x in _by_layer(of).items()} for of in (params, update))
+    if before != moved:
+        raise BadInput(f"update: layers of sizes {moved}; give those of params, {before}")
+    sizes, moves = layer_sizes(params), layer_sizes(update)
+    return {name: moves[name] / sizes[name] for name in sizes}
+
+
+def _by_layer(layers: Mapping[str, Params] | Sequence[Params]) -> dict[str, Float[Array, " _"]]:
+    """Each layer as one vector."""
+    if not isinstance(layers, Mapping):
+        layers = {f"layer_{i}": layer for i, layer in enumerate(layers, start=1)}
+    flat = {name: ravel_pytree(layer)[0] for name, layer in layers.items()}
+    if empty := [name for name, vector in flat.items() if not vector.size]:
+        raise BadInput(f"layers: {empty[0]!r} has no entries; give it some, or leave it out")
+    return flat

@@ -1,7 +1,7 @@
 """A small convolutional network."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,18 +11,23 @@ from lab.types import BadInput, Model, Params
 
 
 def conv_net(
-    shape: tuple[int, int] = (14, 14), *, channels: Sequence[int] = (8, 16), outputs: int = 10
+    shape: tuple[int, int] = (14, 14),
+    *,
+    channels: Sequence[int] = (8, 16),
+    outputs: int = 10,
+    activation: Callable[[Array], Array] = nn.relu,
 ) -> Model:
-    """Convolutions of 3 x 3 with ReLU and 2 x 2 average pooling, then one linear layer.
+    """Convolutions of 3 x 3, an activation and 2 x 2 average pooling after each, one linear layer.
 
     Each layer keeps the image's size (zero padding) before pooling halves it, dropping an odd last
     row and column. Weights are normal with variance 2 / fan_in (He et al. 2015, arXiv 1502.01852,
-    equation 10), 1 / fan_in in the last layer; biases start at zero.
+    equation 10), whatever the activation, 1 / fan_in in the last layer; biases start at zero.
 
     Args:
         shape: height and width of an image, one channel.
         channels: of each convolution.
         outputs: of the linear layer.
+        activation: elementwise; ReLU unless given.
 
     Returns:
         Model: `apply(params, x)` for x of shape [n, height * width], as `lab.data.mnist` gives it.
@@ -37,7 +42,7 @@ def conv_net(
     """
     if min(shape) >> len(channels) < 1:
         raise BadInput(f"shape: {shape} cannot be halved {len(channels)} times; give larger images")
-    network = _Network(shape, tuple(channels), outputs)
+    network = _Network(shape, tuple(channels), outputs, activation)
 
     def init(key: PRNGKeyArray) -> Params:
         return network.init(key, jnp.zeros((1, shape[0] * shape[1])))["params"]
@@ -54,13 +59,14 @@ class _Network(nn.Module):
     shape: tuple[int, int]
     channels: tuple[int, ...]
     outputs: int
+    activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         lecun = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         image = x.reshape(x.shape[0], *self.shape, 1)
         for i, count in enumerate(self.channels, start=1):
-            image = _halved(nn.relu(_Conv(count, name=f"conv_{i}")(image)))
+            image = _halved(self.activation(_Conv(count, name=f"conv_{i}")(image)))
         flat = image.reshape(x.shape[0], -1)
         return nn.Dense(self.outputs, kernel_init=lecun, param_dtype=float, name="linear")(flat)
 

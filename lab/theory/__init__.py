@@ -7,6 +7,7 @@ subject: `barlow.loss`, `collapse.loss`, and the `edges` of stability, `edges.ad
 from lab.theory import (
     barlow,
     collapse,
+    diagonal,
     edges,
     feedback,
     in_context,
@@ -23,6 +24,7 @@ from lab.theory import (
 from lab.theory.barlow import cross_moment, half_time, pair_spectrum, starting_strength, strength
 from lab.theory.catapult import catapult
 from lab.theory.collapse import critical_decay, resting_points
+from lab.theory.diagonal import basis_pursuit, least_potential, potential
 from lab.theory.feedback import (
     alignment_angle,
     alignment_limits,
@@ -101,6 +103,7 @@ __all__ = [
     "alignment_strength",
     "attention_moments",
     "barlow",
+    "basis_pursuit",
     "best_rate",
     "bigram_prediction",
     "blocks",
@@ -113,6 +116,7 @@ __all__ = [
     "cross_moment",
     "descent_direction",
     "descent_path",
+    "diagonal",
     "edge_of_chaos",
     "edges",
     "effective_step",
@@ -132,6 +136,7 @@ __all__ = [
     "layer_norm",
     "leading_residual",
     "learning_time",
+    "least_potential",
     "linear_networks",
     "linear_norm_growth",
     "masked",
@@ -145,6 +150,7 @@ __all__ = [
     "optimal_loss",
     "optimal_step",
     "pair_spectrum",
+    "potential",
     "rank_collapse",
     "relu_kernel",
     "repeats_loss",
