@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 
+from experiments.backpropagation.width_transfer import best_rate, power
 from lab.models import by_layer, mlp, rate_factors
 from lab.types import BadInput
 
@@ -200,3 +202,37 @@ def test_factors_have_the_structure_of_the_params():
 def test_what_has_no_rate_is_said_in_one_line(wrong, said):
     with pytest.raises(BadInput, match=said):
         wrong()
+
+
+# ------------------------------------------------------- estimators of the experiment on widths
+
+
+def test_the_best_rate_is_where_a_parabola_of_log_losses_is_lowest():
+    octaves = np.arange(-12, -3)
+    for lowest in (-7.0, -7.3, -8.49):
+        logs = 0.3 * (octaves - lowest) ** 2 - 1
+        assert best_rate(2.0**octaves, logs) == pytest.approx(2**lowest)
+        diverged = np.where(octaves > -6, np.nan, logs)  # beyond its neighbours
+        assert best_rate(2.0**octaves, diverged) == pytest.approx(2**lowest)
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        [0.0, 1.0, 2.0, 3.0],
+        [3.0, 2.0, 1.0, 0.0],
+        [3.0, 2.0, 1.0, np.nan],
+        [np.nan, 1.0, 2.0, 3.0],
+        [2.0, 1.0, np.nan, 3.0],
+        [np.nan] * 4,
+    ],
+)
+def test_a_best_rate_at_an_end_or_beside_a_diverged_run_is_not_measured(logs):
+    assert np.isnan(best_rate(2.0 ** np.arange(4), np.array(logs)))
+
+
+def test_a_power_of_the_width_is_found_and_one_seed_s_nan_is_its_own():
+    width = xr.DataArray([64, 128, 512], dims="width", coords={"width": [64, 128, 512]})
+    values = xr.concat([5.0 * width**-1.0, 2.0 * width**0.5, 1.0 * width], "seed")
+    values[2, 1] = np.nan
+    np.testing.assert_allclose(power(values), [-1.0, 0.5, np.nan], rtol=1e-6)
