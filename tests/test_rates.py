@@ -95,7 +95,7 @@ def test_updates_keep_their_dtype_whatever_the_factor_s():
     assert updates["w"].dtype == jnp.bfloat16 and float(updates["w"][0]) == -0.5
 
 
-def test_a_search_on_top_is_given_the_value_it_asks_for():
+def test_what_an_optimiser_asks_for_beside_the_gradient_reaches_it():
     optimizer = by_layer(optax.contrib.reduce_on_plateau(patience=1, factor=0.5), 2.0)
     params, one = {"w": jnp.ones(1)}, {"w": jnp.ones(1)}
     state = optimizer.init(params)

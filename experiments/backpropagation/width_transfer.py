@@ -97,12 +97,12 @@ def training(lr: Array, seed: Array, train: Digits, *, form: str, width: int) ->
 
 def best_rate(rates: Float[np.ndarray, " m"], logs: Float[np.ndarray, " m"]) -> float:
     """Of log losses; NaN, not measured, if the least is at an end or beside one that diverged."""
-    least = int(np.nanargmin(logs)) if np.isfinite(logs).any() else 0
-    near = slice(least - 1, least + 2)
-    if not 0 < least < len(logs) - 1 or np.isnan(logs[near]).any():
+    i = int(np.nanargmin(logs)) if np.isfinite(logs).any() else 0
+    if not 0 < i < len(logs) - 1:
         return np.nan
-    a, b, _ = np.polyfit(np.log2(rates[near]), logs[near], 2)
-    return float(2 ** (-b / (2 * a)))
+    left, least, right = logs[i - 1 : i + 2]
+    shift = (left - right) / (left - 2 * least + right) / 2
+    return float(rates[i] * (rates[1] / rates[0]) ** shift)
 
 
 def run(config: Config, store: Path) -> dict[str, xr.Dataset]:
