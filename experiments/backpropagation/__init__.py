@@ -17,7 +17,7 @@ hidden layers alignment is 4% worse than at one, and its angles stay near 77 deg
 What a width asks of the learning rate: Adam's steps agree with a layer's inputs, so that in the
 standard form its n weights move a unit by n, and the best rate falls as 1 / n. In maximal-update
 parametrisation, with rates by layer, the rate that is best at 64 units serves 1,024 at a price of
-1% of the loss, where in the standard form it costs 60% (`width_transfer`).
+2% of the loss at most, where in the standard form it costs 65% (`width_transfer`).
 
 Open: trainable depth against the depth scale, lazy and rich training; why the angle of deep
 networks is largest in the middle; at which width outputs move as theory's limit says.
