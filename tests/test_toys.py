@@ -136,7 +136,7 @@ TOYS = {
     "width_transfer": Toy(
         "--seeds 3 --widths 8 64 --octaves -8 -5 --steps 6",
         {
-            "muP: preactivations of layer 2 move alike": (-0.2, 0.2),
+            "muP: layer 2 moves alike": (-0.2, 0.2),
             "standard: the wider the further": (0.05, 1.0),
             "standard: as the width": (0.7, 1.2),
         },
