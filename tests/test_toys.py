@@ -178,6 +178,14 @@ TOYS = {
             "true labels: when fitted": (0.7, 1.4),
         },
     ),
+    "width_transfer": Toy(
+        "--seeds 3 --widths 8 64 --octaves -8 -5 --steps 6",
+        {
+            "muP: layer 2 moves alike": (-0.2, 0.2),
+            "standard: the wider the further": (0.05, 1.0),
+            "standard: as the width": (0.7, 1.2),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -652,6 +660,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("lazy_rich --width 9", "width: 9; give an even one: units come in pairs"),
         ("lazy_rich --dimension 2", "dimension: 2; give at least 3: two matter"),
         ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),
+        ("width_transfer --widths 64", "widths: (64,); give two or more, ascending"),
+        ("width_transfer --octaves -5 -9", "octaves: (-5, -9); give two, ascending by 2 or more"),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

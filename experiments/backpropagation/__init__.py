@@ -26,5 +26,11 @@ explicit potential, the sparse one from a small start, the short one from a larg
 (`diagonal_networks`), to a thousandth. What a finite rate adds is of first order in it, and is what
 the steps take off u v, which the flow keeps: with that the prediction is right to second order.
 
-Open: transfer of rates across widths; why the angle of deep networks is largest in the middle.
+What a width asks of the learning rate: Adam's steps agree with a layer's inputs, so that in the
+standard form its n weights move a unit by n, and the best rate falls as 1 / n. In maximal-update
+parametrisation, with rates by layer, the rate that is best at 64 units serves 1,024 at a price of
+2% of the loss at most, where in the standard form it costs 65% (`width_transfer`).
+
+Open: why the angle of deep networks is largest in the middle; at which width outputs move as
+theory's limit says.
 """

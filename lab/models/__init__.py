@@ -5,6 +5,7 @@ from lab.models.conv import conv_net
 from lab.models.libraries import Stateful, from_equinox, from_nnx
 from lab.models.linear import deep_linear, end_to_end
 from lab.models.mlp import batch_norm, mlp
+from lab.models.rates import by_layer, rate_factors
 from lab.models.transformer import transformer
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "attention_blocks",
     "attention_weights",
     "batch_norm",
+    "by_layer",
     "conv_net",
     "deep_linear",
     "end_to_end",
@@ -19,5 +21,6 @@ __all__ = [
     "from_nnx",
     "merged_attention",
     "mlp",
+    "rate_factors",
     "transformer",
 ]

@@ -47,7 +47,8 @@ def mlp(
 
     where `w_l`, `v_l` are the trained parameters, normal with mean 0 at init, and `A_l`, `B_l` are
     fixed multipliers. A parametrisation is the choice of multipliers and variances ("abc", Yang
-    and Hu 2021, Definition 3.1); each has c = 0, so plain SGD with ONE learning rate is meant.
+    and Hu 2021, Definition 3.1); each has c = 0, so plain SGD with ONE learning rate is meant, and
+    Adam takes one by layer (`rate_factors`).
     With `m = fan_in`, `n = fan_out`, `g = gain`, `s = bias_std`, `beta = bias_scale`:
 
                      A_l          Var w_l     B_l             Var v_l
