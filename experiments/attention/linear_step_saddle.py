@@ -92,7 +92,7 @@ class Config:
                 )
 
 
-PRESETS = {"quick": Config(seeds=1024), "paper": Config()}
+PRESETS = {"quick": Config(seeds=384), "paper": Config()}
 
 
 def loss(params: Params) -> Array:
