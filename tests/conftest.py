@@ -29,18 +29,20 @@ OPTIMISED |= {"linalg", "measured", "states", "store", "sweep", "torture", "wide
 """Files whose programs are compiled as a user's are: bits are their subject, or much arithmetic."""
 
 
+LESS = (("xla_cpu_use_fusion_emitters", False), ("xla_cpu_parallel_codegen_split_count", 1))
+"""Of XLA where optimisations are not wanted: no fusions, a program in one piece."""
+
 options_of = compiler.get_compile_options
 
 
 def hurried(*given: Any, **settings: Any) -> Any:
-    """JAX's options of a compilation, less XLA's fusions where optimisations are not wanted.
+    """JAX's options of a compilation, with `LESS` where optimisations are not wanted.
 
-    A fifth of the whole suite's time.
+    A quarter of the whole suite's time.
     """
     options = options_of(*given, **settings)
     if jax.config.read("jax_disable_most_optimizations"):
-        less = ("xla_cpu_use_fusion_emitters", False)
-        options.env_option_overrides = [*options.env_option_overrides, less]
+        options.env_option_overrides = [*options.env_option_overrides, *LESS]
     return options
 
 
