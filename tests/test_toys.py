@@ -186,6 +186,13 @@ TOYS = {
             "standard: as the width": (0.7, 1.2),
         },
     ),
+    "grokking_modular": Toy(
+        "--seeds 3 --modulus 7 --width 32 --steps 400 --every 50",
+        {
+            "neurons become waves": (0.3, 1.0),
+            "without decay they do not": (0.2, 0.6),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -654,6 +661,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "depth_scale --weights 0.5 4",
             "weights: (0.5, 4.0); give some of order, up to 1.6",
         ),
+        ("grokking_modular --modulus 8", "modulus: 8; give an odd one, at least 5"),
         ("lazy_limit --widths 64", "widths: (64,); give two or more above 0, ascending"),
         ("lazy_limit --alphas 9 3", "alphas: (9.0, 3.0); give two or more above 0, ascending"),
         ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),

@@ -12,6 +12,7 @@ from lab.data.augmentations import (
 )
 from lab.data.batches import epochs, minibatch, pairs
 from lab.data.digits import Digits, Parts, Split, mnist, mnist1d, parts, sklearn_digits
+from lab.data.modular import Sums, modular_addition, shown_pairs
 from lab.data.selection import Selection, token_selection
 from lab.data.sequences import (
     Chains,
@@ -33,6 +34,7 @@ __all__ = [
     "Repeats",
     "Selection",
     "Split",
+    "Sums",
     "augmented",
     "chain_sequences",
     "displacement",
@@ -43,11 +45,13 @@ __all__ = [
     "minibatch",
     "mnist",
     "mnist1d",
+    "modular_addition",
     "pairs",
     "parts",
     "periodic_repeats",
     "pixel_sequences",
     "several_views",
+    "shown_pairs",
     "sklearn_digits",
     "token_selection",
     "two_views",

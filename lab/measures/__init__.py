@@ -47,6 +47,7 @@ from lab.measures.curves import (
     value_at_crossing,
 )
 from lab.measures.evidence import evidence_weights
+from lab.measures.fourier import fourier_concentration, power_spectrum, without_frequency
 from lab.measures.gradients import (
     BatchSharpness,
     GradientNoise,
@@ -111,6 +112,7 @@ __all__ = [
     "empirical_fisher",
     "evidence_weights",
     "exponent",
+    "fourier_concentration",
     "gauss_newton",
     "gnvp",
     "gradient_noise",
@@ -130,6 +132,7 @@ __all__ = [
     "noise_of_two_sizes",
     "output_mean",
     "permuted",
+    "power_spectrum",
     "preconditioned",
     "preconditioned_sharpness",
     "prefix_matching_score",
@@ -156,4 +159,5 @@ __all__ = [
     "trace",
     "value_at_crossing",
     "weight_matching",
+    "without_frequency",
 ]

@@ -15,6 +15,7 @@ from lab.theory import (
     layer_norm,
     linear_networks,
     masked,
+    modular,
     rank_collapse,
     sequences,
     sgd,
@@ -69,6 +70,7 @@ from lab.theory.masked import (
     one_sided,
     stationary,
 )
+from lab.theory.modular import Adder, modular_adder
 from lab.theory.rank_collapse import collapsing_layer, leading_residual
 from lab.theory.sequences import bigram_prediction, repeats_loss, unigram_prediction
 from lab.theory.sgd import (
@@ -92,6 +94,7 @@ from lab.theory.signal import (
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
+    "Adder",
     "Block",
     "Learned",
     "MeanField",
@@ -145,6 +148,8 @@ __all__ = [
     "masked_posterior",
     "mean_field",
     "mean_field_skip",
+    "modular",
+    "modular_adder",
     "norm_growth",
     "one_sided",
     "optimal_loss",

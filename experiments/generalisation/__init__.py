@@ -1,0 +1,1 @@
+"""Learning or memorising."""
