@@ -45,6 +45,15 @@ def test_the_spectrum_on_the_hypercube_is_that_of_the_whole_kernel_matrix():
     np.testing.assert_allclose(image, found.values[2] * product, atol=1e-12)
 
 
+def test_on_the_circle_eigenvalues_are_in_closed_form():
+    """Of waves of frequency k: 6 / π², 1/2, 2 (k² + 3) / (π² (k² - 1)²) for k even, 0 for odd."""
+    found = np.fft.rfft(relu_kernel(np.cos(2 * np.pi * np.arange(4096) / 4096))).real / 4096
+    k = np.arange(2.0, 12.0)
+    even = 2 * (k**2 + 3) / (np.pi**2 * (k**2 - 1) ** 2)
+    np.testing.assert_allclose(found[:2], [6 / np.pi**2, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(found[2:12], np.where(k % 2 == 0, even, 0), atol=1e-7)
+
+
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
 def test_eigenlearning_is_the_error_of_kernel_regression_on_normal_features(ridge):
     n, values, noise = 60, np.arange(1, 301.0) ** -1.3, 0.1

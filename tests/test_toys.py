@@ -193,6 +193,14 @@ TOYS = {
             "without decay they do not": (0.2, 0.6),
         },
     ),
+    "spectral_bias": Toy(
+        "--seeds 3 --width 64 --steps 600",
+        {
+            "frequency 2, no biases": (0.5, 2.0),
+            "frequency 3, no biases": (0.99, 1.01),
+            "with biases it is": (0.0, 0.3),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -662,6 +670,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "weights: (0.5, 4.0); give some of order, up to 1.6",
         ),
         ("grokking_modular --modulus 8", "modulus: 8; give an odd one, at least 5"),
+        ("spectral_bias --steps 99", "steps: 99; give at least 585"),
         ("lazy_limit --widths 64", "widths: (64,); give two or more above 0, ascending"),
         ("lazy_limit --alphas 9 3", "alphas: (9.0, 3.0); give two or more above 0, ascending"),
         ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),
