@@ -201,6 +201,13 @@ TOYS = {
             "with biases it is": (0.0, 0.3),
         },
     ),
+    "neural_collapse": Toy(
+        "--seeds 3 --free-steps 1500 --steps 200 --every 50 --examples 50",
+        {
+            "free features, c = 0.6": (0.39, 0.41),
+            "free features, c = 0.04: variance": (0.9, 1.3),
+        },
+    ),
     "linear_modes": Toy(
         "--seeds 3 --steps 2000 --every 20 --depths 1 2 --scales 0.3 0.4 --small 0.1",
         {
@@ -671,6 +678,7 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ),
         ("grokking_modular --modulus 8", "modulus: 8; give an odd one, at least 5"),
         ("spectral_bias --steps 99", "steps: 99; give at least 585"),
+        ("neural_collapse --decay 0", "decay: 0.0; give one above 0: none is the control"),
         ("lazy_limit --widths 64", "widths: (64,); give two or more above 0, ascending"),
         ("lazy_limit --alphas 9 3", "alphas: (9.0, 3.0); give two or more above 0, ascending"),
         ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),

@@ -8,6 +8,7 @@ from lab.measures.attention import (
     token_residual,
 )
 from lab.measures.choice import chosen
+from lab.measures.classes import ClassGeometry, class_geometry, class_means, nearest_mean
 from lab.measures.curvature import (
     Eigenpair,
     Eigenpairs,
@@ -88,6 +89,7 @@ from lab.measures.representation import (
 
 __all__ = [
     "BatchSharpness",
+    "ClassGeometry",
     "Eigenpair",
     "Eigenpairs",
     "Eigenvalues",
@@ -105,6 +107,8 @@ __all__ = [
     "border",
     "chosen",
     "cka",
+    "class_geometry",
+    "class_means",
     "cosine",
     "crossing",
     "distance",
@@ -129,6 +133,7 @@ __all__ = [
     "linearised",
     "logistic_probe",
     "loss_between",
+    "nearest_mean",
     "noise_of_two_sizes",
     "output_mean",
     "permuted",
