@@ -49,7 +49,7 @@ from lab.types import BadInput, Dynamics, Params
 SOURCE = "Papyan, Han and Donoho 2020, arXiv 2008.08186"
 EXACT = "Tirer and Bruna 2022, arXiv 2202.08087; derived anew"
 K, N, D = 4, 10, 8
-STRENGTHS = (0.04, 0.6, 2.0)  # c, of l_w = l_h = c / (K sqrt n)
+STRENGTHS = (0.04, 0.6)  # c, of l_w = l_h = c / (K sqrt n)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def expected(config: Config) -> dict[str, Expected]:
     by = partial(Expected, vary="initial weights")
     exact = partial(by, kind="closed form", source=EXACT)
     seen = partial(by, kind="direction", source=SOURCE)
-    small, middle, _ = STRENGTHS
+    small, middle = STRENGTHS
     digit = partial(about, within=0.001, why="four digits, of steps that are not small")
     end = "mean diagonal of W times the class means in the end"
     since = " in the end, over that when all digits were first told right"
@@ -188,7 +188,7 @@ def expected(config: Config) -> dict[str, Expected]:
 def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
     """Ends, over what was when all were fitted; the rate of the variance."""
     exact, digits = data["free"], data["digits"]
-    small, middle, _ = STRENGTHS
+    small, middle = STRENGTHS
     strength = exact.strength.isel(step=-1).mean("seed").expand_dims("draw").sel
     late = exact.within.sel(c=small).isel(step=slice(exact.sizes["step"] // 2, None))
     rate = -np.log(late).polyfit("step", 1).polyfit_coefficients.sel(degree=1, drop=True)
@@ -222,7 +222,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
             axes.set(xscale="log", xlabel="step", ylim=(0, None))
             key(axes, columns=1)
         left.set(yscale="log", xlabel="step", ylabel="variance within classes")
-        middle.set(ylabel="scatter within / between classes")
+        middle.set(ylabel="scatter of classes")
         right.set(ylabel="angles off a simplex's")
         key(left, columns=1, title="free features; lines: predicted")
     return result
