@@ -80,6 +80,7 @@ from lab.theory.masked import (
     one_sided,
     stationary,
 )
+from lab.theory.max_margin import Asymptote, max_margin
 from lab.theory.rank_collapse import collapsing_layer, leading_residual
 from lab.theory.sequences import bigram_prediction, repeats_loss, unigram_prediction
 from lab.theory.sgd import (
@@ -103,6 +104,7 @@ from lab.theory.signal import (
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
+    "Asymptote",
     "Block",
     "DescentErrors",
     "Learned",
@@ -160,6 +162,7 @@ __all__ = [
     "masked_pixel_loss",
     "masked_pixel_map",
     "masked_posterior",
+    "max_margin",
     "mean_field",
     "mean_field_skip",
     "minimum_norm_risk",
