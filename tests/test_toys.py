@@ -190,6 +190,15 @@ TOYS = {
             "not if stopped at a third": (1.05, INF),
         },
     ),
+    "max_margin": Toy(
+        "--seeds 3 --steps 3000 --records 6",
+        {
+            "after 3,000 steps the loss is": (0.8, 1.05),
+            "not yet where other points": (0.6, 0.95),
+            "after 3,000 steps w is": (0.0, 0.1),
+            "it is not ŵ log t": (0.8, 1.2),
+        },
+    ),
     "time_to_fit": Toy(
         "--seeds 3 --width 64 --examples 20 --steps 60",
         {
@@ -686,6 +695,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
             "early_stopping --steps 50",
             "steps: 50; give 100 or more: it is best after up to 50",
         ),
+        ("max_margin --steps 500", "steps: 500; give 1,000 or more"),
+        ("max_margin --records 3", "records: 3; give 4 or more"),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

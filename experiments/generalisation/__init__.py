@@ -7,5 +7,10 @@ are as many as examples; random features err as their kernel's spectrum says; a 
 either peak, to the value predicted (`double_descent`). Descent stopped in time is worth a ridge, to
 4% at most, and its test error is predicted at every step (`early_stopping`).
 
-Open: within 8 features of the peak the mean is one of rare large errors, and nothing is claimed.
+Of many lines that separate two classes descent comes to the one of widest margin, as log t, plus a
+constant that its rate and the support vectors decide: both are predicted, to a thousandth of the
+constant, where as many examples support the margin as there are dimensions (`max_margin`).
+
+Open: within 8 features of the peak the mean is one of rare large errors, and nothing is claimed;
+where examples lie just off the margin, the asymptote is some 6% off after a million steps.
 """
