@@ -170,6 +170,35 @@ TOYS = {
             "16 examples: features leave": (0.0, 0.7),
         },
     ),
+    "double_descent": Toy(
+        "--seeds 3 --features 16 32 40 48 80 --widths 90 180 270 720 --draws 20 --networks 1 "
+        "--tests 100",
+        {
+            "16 features, 40 examples": (0.8, 1.25),
+            "not as if features left out": (1.05, INF),
+            "p = n: ridge takes off": (0.8, 1.25),
+            "270 random features": (0.6, 1.6),
+            "k = n: ridge takes off": (0.7, 1.4),
+        },
+    ),
+    "early_stopping": Toy(
+        "--seeds 3 --draws 3 --steps 100",
+        {
+            "p / n = 0.5: after 40 steps": (0.8, 1.25),
+            "p / n = 0.9: after 100 steps": (0.75, 1.35),
+            "p / n = 0.9: stopped after": (1.0, 1.08),
+            "not if stopped at a third": (1.05, INF),
+        },
+    ),
+    "max_margin": Toy(
+        "--seeds 3 --steps 3000 --records 6",
+        {
+            "after 3,000 steps the loss is": (0.8, 1.05),
+            "not yet where other points": (0.6, 0.95),
+            "after 3,000 steps w is": (0.0, 0.1),
+            "it is not ŵ log t": (0.8, 1.2),
+        },
+    ),
     "time_to_fit": Toy(
         "--seeds 3 --width 64 --examples 20 --steps 60",
         {
@@ -687,6 +716,22 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),
         ("width_transfer --widths 64", "widths: (64,); give two or more, ascending"),
         ("width_transfer --octaves -5 -9", "octaves: (-5, -9); give two, ascending by 2 or more"),
+        (
+            "double_descent --features 16 32 48 80",
+            "features: (16, 32, 48, 80); give 1 to 400, ascending, with [16, 32, 40, 48, 80]",
+        ),
+        (
+            "double_descent --widths 90 720 270 180",
+            "widths: (90, 720, 270, 180); give 1 to 10,000, ascending, with [90, 180, 270, 720]",
+        ),
+        ("early_stopping --ratios 0.9 0.5", "ratios: (0.9, 0.5); give two or more, ascending"),
+        ("early_stopping --ratios 0.1 0.5", "ratios: (0.1, 0.5); give them from 0.2 to 5"),
+        (
+            "early_stopping --steps 50",
+            "steps: 50; give 100 or more: it is best after up to 50",
+        ),
+        ("max_margin --steps 500", "steps: 500; give 1,000 or more"),
+        ("max_margin --records 3", "records: 3; give 4 or more"),
         ("norm_explosion --depth 9", "depth: 9; give 16 layers or more"),
         ("norm_explosion --few 3", "few, batch: 3, 128; give 4 examples or more"),
         (

@@ -1,1 +1,1 @@
-"""Learning or memorising."""
+"""placeholder"""

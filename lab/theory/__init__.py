@@ -13,6 +13,7 @@ from lab.theory import (
     in_context,
     kernels,
     layer_norm,
+    least_squares,
     linear_networks,
     masked,
     modular,
@@ -52,6 +53,7 @@ from lab.theory.kernels import (
     descent_path,
     eigenlearning,
     hypercube_spectrum,
+    random_features,
     relu_kernel,
 )
 from lab.theory.layer_norm import (
@@ -62,6 +64,15 @@ from lab.theory.layer_norm import (
     gelu_moments,
     last_gradient,
 )
+from lab.theory.least_squares import (
+    DescentErrors,
+    SpectralLaw,
+    best_penalty,
+    descent_errors,
+    marchenko_pastur,
+    minimum_norm_risk,
+    ridge_risk,
+)
 from lab.theory.linear_networks import growing_strength, growth, learning_time
 from lab.theory.masked import (
     masked_pixel_loss,
@@ -71,6 +82,7 @@ from lab.theory.masked import (
     stationary,
 )
 from lab.theory.modular import Adder, modular_adder
+from lab.theory.max_margin import Asymptote, max_margin
 from lab.theory.rank_collapse import collapsing_layer, leading_residual
 from lab.theory.sequences import bigram_prediction, repeats_loss, unigram_prediction
 from lab.theory.sgd import (
@@ -95,10 +107,13 @@ from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
     "Adder",
+    "Asymptote",
     "Block",
+    "DescentErrors",
     "Learned",
     "MeanField",
     "Moments",
+    "SpectralLaw",
     "Spectrum",
     "activation_moments",
     "alignment_angle",
@@ -107,6 +122,7 @@ __all__ = [
     "attention_moments",
     "barlow",
     "basis_pursuit",
+    "best_penalty",
     "best_rate",
     "bigram_prediction",
     "blocks",
@@ -118,6 +134,7 @@ __all__ = [
     "critical_rate",
     "cross_moment",
     "descent_direction",
+    "descent_errors",
     "descent_path",
     "diagonal",
     "edge_of_chaos",
@@ -140,14 +157,18 @@ __all__ = [
     "leading_residual",
     "learning_time",
     "least_potential",
+    "least_squares",
     "linear_networks",
     "linear_norm_growth",
+    "marchenko_pastur",
     "masked",
     "masked_pixel_loss",
     "masked_pixel_map",
     "masked_posterior",
+    "max_margin",
     "mean_field",
     "mean_field_skip",
+    "minimum_norm_risk",
     "modular",
     "modular_adder",
     "norm_growth",
@@ -156,11 +177,13 @@ __all__ = [
     "optimal_step",
     "pair_spectrum",
     "potential",
+    "random_features",
     "rank_collapse",
     "relu_kernel",
     "repeats_loss",
     "rescaled",
     "resting_points",
+    "ridge_risk",
     "saddle",
     "scalar_loss",
     "separator",

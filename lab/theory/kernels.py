@@ -31,6 +31,18 @@ eigenfunctions at the examples are as independent normals and n is large. Source
 Karkada and DeWeese 2023, "The eigenlearning framework", arXiv 2110.03922; the same law in Bordelon,
 Canatar and Pehlevan 2020, arXiv 2002.02561.
 
+**Random features.** k features of the kernel in the place of all, f = Σ_j a_j φ_j(x) / √k, least
+squares with ridge |a|²: where `T` is the sum of eigenvalues too small and too many to be learned,
+
+    z = Σ_i λ_i / (λ_i + γ) + T / γ,   (n - z) (k - z) γ = ridge k,   κ = γ (k - z) / k,
+    L_i = λ_i / (λ_i + γ),   q = Σ_i L_i²,   E_0 = 1 / (1 - (q (k - 2 z) + z²) / (n (k - q))),
+    test error = E_0 (Σ_i (1 - L_i - κ L_i² / λ_i k / (k - q)) v_i² + noise),
+    train error = (1 - z / n)² test error.
+
+Without ridge z is n or k, whichever is less. For k to infinity κ = γ, and it is the law above.
+Source: Simon, Karkada, Ghosh and Belkin 2023, arXiv 2311.14646; for features of a sphere in high
+dimension it is that of Mei and Montanari 2019, arXiv 1908.05355 (one eigenvalue and T).
+
 **In time.** Half the squared error, gradient descent at rate η on functions of a fixed kernel, from
 0: the residual of eigenvector u_j of K / n, eigenvalue l_j, is `(1 - η l_j)^t u_j.y`, so
 
@@ -171,6 +183,80 @@ def eigenlearning(
     over = samples / (samples - np.sum(counts * share**2))
     test = float(over * (np.sum((1 - share) ** 2 * power) + noise))
     return Learned(kappa, share, test, float((ridge / (samples * kappa)) ** 2 * test))
+
+
+def random_features(
+    spectrum: Spectrum,
+    power: Float[np.ndarray, " k"],
+    samples: int,
+    features: int,
+    *,
+    ridge: float = 0.0,
+    noise: float = 0.0,
+    tail: float = 0.0,
+) -> Learned:
+    """Test and train error of least squares on random features, from n independent examples.
+
+    `Learned.kappa` is γ of the module's docstring.
+
+    Args:
+        spectrum: eigenvalues above 0 of the kernel that infinitely many features make.
+        power: Σ v_i² of the target over the eigenfunctions of each eigenvalue.
+        samples: n.
+        features: k, each over √k.
+        ridge: on the sum of squares: least Σ (y - f)² + ridge |a|².
+        noise: variance of independent noise in the labels, and the target's power in the tail.
+        tail: T, the sum of eigenvalues that are left out of the spectrum.
+
+    Raises:
+        BadInput: a negative ridge, noise or tail; without ridge as many features as samples, or
+            more of both than eigenfunctions.
+
+    >>> flat = Spectrum(np.array([1.0]), np.array([100.0]))
+    >>> round(random_features(flat, np.array([1.0]), 50, 10**9).test, 6)  # as `eigenlearning`
+    0.5
+    >>> round(random_features(flat, np.array([1.0]), 50, 60).test, 6)
+    3.0
+    """
+    from scipy.optimize import brentq
+
+    n, k = samples, features
+    values, counts = (np.asarray(of, float) for of in spectrum)
+    if min(ridge, noise, tail) < 0:
+        raise BadInput(f"ridge, noise, tail: {ridge}, {noise}, {tail}; give 0 or more")
+    if min(n, k) < 1 or (not ridge and n == k):
+        raise BadInput(f"features: {k} of {n} samples; give another number, or a ridge")
+    if not ridge and not tail and min(n, k) >= counts.sum():
+        raise BadInput(
+            f"samples, features: {n}, {k}; without ridge give one of them below {counts.sum():g}"
+        )
+
+    def used(gamma: float) -> float:
+        return float(np.sum(counts * values / (values + gamma)) + tail / gamma)
+
+    def beyond(log_gamma: float) -> float:
+        gamma = float(np.exp(log_gamma))
+        left = min(n, k) - used(gamma)
+        if not ridge or left < 0:
+            return left
+        return left * (max(n, k) - used(gamma)) * gamma - ridge * k
+
+    total = np.sum(counts * values) + tail
+    high = np.log(total / min(n, k) + ridge / n) + 1.0
+    while beyond(high) < 0:
+        high += 1.0
+    low = high - 1.0
+    while beyond(low) > 0:
+        low -= 5.0
+    gamma = float(np.exp(brentq(beyond, low, high, xtol=1e-14, rtol=1e-14)))
+    z = used(gamma) if ridge else min(n, k)
+    share = values / (values + gamma)
+    q = np.sum(counts * share**2)
+    over = 1 / (1 - (q * (k - 2 * z) + z**2) / (n * (k - q)))
+    kappa = gamma * (k - z) / k
+    missed = 1 - share - kappa * values / (values + gamma) ** 2 * k / (k - q)
+    test = float(over * (np.sum(missed * power) + noise))
+    return Learned(gamma, share, test, float((1 - z / n) ** 2 * test))
 
 
 def descent_path(
