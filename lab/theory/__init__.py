@@ -50,6 +50,7 @@ from lab.theory.kernels import (
     Spectrum,
     descent_path,
     eigenlearning,
+    empirical_spectrum,
     hypercube_spectrum,
     relu_kernel,
 )
@@ -121,6 +122,7 @@ __all__ = [
     "edges",
     "effective_step",
     "eigenlearning",
+    "empirical_spectrum",
     "excess_losses",
     "feedback",
     "gelu_moments",
