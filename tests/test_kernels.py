@@ -115,9 +115,9 @@ def test_a_spectrum_at_hand_is_the_kernels_and_its_powers_are_those_of_the_targe
             np.trace(np.linalg.matrix_power(kernel, degree)),
         )
     assert (np.diff(spectrum.values) <= 0).all()
-    quadratic = np.einsum("ac,ab,bc->", targets, kernel, targets) / 40**2
+    quadratic = np.einsum("ac,ab,bc->c", targets, kernel, targets) / 40**2
     np.testing.assert_allclose(spectrum.values @ power, quadratic)
-    np.testing.assert_allclose(power.sum(), np.sum(targets**2) / 40)
+    np.testing.assert_allclose(power.sum(0), np.mean(targets**2, 0))
 
 
 def test_what_is_learned_adds_up_to_the_number_of_examples():

@@ -170,6 +170,14 @@ TOYS = {
             "16 examples: features leave": (0.0, 0.7),
         },
     ),
+    "learning_curves": Toy(
+        "--seeds 3 --samples 16 32 --population 100 --draws 2",
+        {
+            "true labels, ridge 1: the test": (0.85, 1.2),
+            "by the theory of shuffled": (0.2, 0.85),
+            "shuffled labels, ridge 0": (0.9, 1.1),
+        },
+    ),
     "time_to_fit": Toy(
         "--seeds 3 --width 64 --examples 20 --steps 60",
         {
@@ -659,6 +667,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),
         ("lazy_rich --width 9", "width: 9; give an even one: units come in pairs"),
         ("lazy_rich --dimension 2", "dimension: 2; give at least 3: two matter"),
+        ("learning_curves --samples 9 3", "samples: (9, 3); give two or more above 0, ascending"),
+        ("learning_curves --population 200", "population: 200; give 257 to 4000"),
         ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),
         ("width_transfer --widths 64", "widths: (64,); give two or more, ascending"),
         ("width_transfer --octaves -5 -9", "octaves: (-5, -9); give two, ascending by 2 or more"),

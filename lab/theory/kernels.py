@@ -143,11 +143,11 @@ def hypercube_spectrum(kernel: Callable[[np.ndarray], np.ndarray], dimension: in
 
 def empirical_spectrum(
     kernel: Float[np.ndarray, "n n"], targets: Float[np.ndarray, "m c"]
-) -> tuple[Spectrum, Float[np.ndarray, " n"]]:
-    """Eigenvalues of a kernel over N inputs at hand, and the power Σ_c v_ic² of targets along each.
+) -> tuple[Spectrum, Float[np.ndarray, "n c"]]:
+    """Eigenvalues of a kernel over N inputs at hand, and the power v_ic² of each target along each.
 
-    Of `K / N` and `|u_i.Y|² / N`, largest first; the powers add up to the mean over inputs of
-    squared targets, summed over outputs.
+    Of `K / N` and `(u_i.y_c)² / N`, largest eigenvalue first. A target's powers add up to its mean
+    square; of squared errors summed over outputs, `eigenlearning` takes their sum over them.
 
     Args:
         kernel: K between all inputs, symmetric.
@@ -157,14 +157,14 @@ def empirical_spectrum(
         BadInput: targets of another number of inputs.
 
     >>> spectrum, power = empirical_spectrum(np.diag([4.0, 2.0]), np.array([[1.0], [0.0]]))
-    >>> spectrum.values, power
+    >>> spectrum.values, power.sum(1)
     (array([2., 1.]), array([0.5, 0. ]))
     """
     count = len(kernel)
     if len(targets) != count:
         raise BadInput(f"targets: of {len(targets)} inputs; give {count}, as the kernel")
     values, vectors = np.linalg.eigh(np.asarray(kernel, float) / count)
-    power = np.sum((vectors.T @ targets) ** 2, axis=1) / count
+    power = (vectors.T @ targets) ** 2 / count
     return Spectrum(np.maximum(values, 0.0)[::-1], np.ones(count)), power[::-1]
 
 

@@ -1,0 +1,1 @@
+"""What is learned from examples beyond the examples: predicted before any training."""
