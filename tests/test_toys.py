@@ -170,6 +170,14 @@ TOYS = {
             "16 examples: features leave": (0.0, 0.7),
         },
     ),
+    "curve_of_width": Toy(
+        "--seeds 3 --widths 8 64 --examples 16 --population 100 --steps 60",
+        {
+            "true labels: a network 64 wide": (0.8, 1.3),
+            "not one 8 wide": (1.0, 1.8),
+            "how far its weights move": (-0.65, -0.3),
+        },
+    ),
     "learning_curves": Toy(
         "--seeds 3 --samples 16 32 --population 100 --draws 2",
         {
@@ -667,6 +675,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),
         ("lazy_rich --width 9", "width: 9; give an even one: units come in pairs"),
         ("lazy_rich --dimension 2", "dimension: 2; give at least 3: two matter"),
+        ("curve_of_width --widths 64", "widths: (64,); give two or more above 0, ascending"),
+        ("curve_of_width --population 99", "population: 99; give 129 to 4000"),
         ("learning_curves --samples 9 3", "samples: (9, 3); give two or more above 0, ascending"),
         ("learning_curves --population 200", "population: 200; give 257 to 4000"),
         ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),

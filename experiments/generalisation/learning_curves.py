@@ -187,7 +187,7 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
             points(axes[1], beside.sel(at), log=True, **style)
         axes[0].set(yscale="log", yticks=[0.3, 0.5, 1], yticklabels=[0.3, 0.5, 1])
         theory_line(axes[1], 1.0)
-        titles = "test error; lines: predicted from other digits", "over the prediction"
+        titles = "test error; lines: predicted from other digits", "error over the prediction"
         for panel, title in zip(axes, titles, strict=True):
             panel.set(xscale="log", xlabel="examples", ylabel=title.split(";")[0])
             panel.set_xticks(told.samples.values, [f"{n}" for n in told.samples.values])
