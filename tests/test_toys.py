@@ -175,7 +175,7 @@ TOYS = {
         {
             "true labels: a network 64 wide": (0.8, 1.3),
             "not one 8 wide": (1.0, 1.8),
-            "how far its weights move": (-0.65, -0.3),
+            "how far weights move": (-0.65, -0.3),
         },
     ),
     "learning_curves": Toy(

@@ -165,8 +165,8 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
     wide, narrow = ((trained.network / trained.told)[{"width": i}] for i in (-1, 0))
 
     def slope(of: xr.DataArray) -> xr.DataArray:
-        logs = np.log(of.where(of > 0))
-        return (logs[{"width": -1}] - logs[{"width": 0}]) / np.log(of.width[-1] / of.width[0])
+        first, last = (of.where(of > 0)[{"width": i}] for i in (0, -1))
+        return np.log(last / first) / np.log(of.width[-1] / of.width[0])
 
     return {
         **{of: (wide.sel(labels=of), narrow.sel(labels=of)) for of in CASES},

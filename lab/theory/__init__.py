@@ -19,6 +19,7 @@ from lab.theory import (
     sequences,
     sgd,
     signal,
+    signal_first,
     token_selection,
 )
 from lab.theory.barlow import cross_moment, half_time, pair_spectrum, starting_strength, strength
@@ -90,6 +91,7 @@ from lab.theory.signal import (
     norm_growth,
     skip_growth,
 )
+from lab.theory.signal_first import NoisyFit, noisy_fit
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "Learned",
     "MeanField",
     "Moments",
+    "NoisyFit",
     "Spectrum",
     "activation_moments",
     "alignment_angle",
@@ -147,6 +150,7 @@ __all__ = [
     "masked_posterior",
     "mean_field",
     "mean_field_skip",
+    "noisy_fit",
     "norm_growth",
     "one_sided",
     "optimal_loss",
@@ -164,6 +168,7 @@ __all__ = [
     "sequences",
     "sgd",
     "signal",
+    "signal_first",
     "skip_growth",
     "softmax_pair_loss",
     "spectral_radius",
