@@ -186,6 +186,15 @@ TOYS = {
             "shuffled labels, ridge 0": (0.9, 1.1),
         },
     ),
+    "signal_first": Toy(
+        "--seeds 3 --inputs 60 --draws 8",
+        {
+            "0.5 inputs an example, wrong labels": (0.9, 1.1),
+            "it is not that of right labels": (1.25, 20.0),
+            "0.5 inputs an example: outputs": (0.25, 0.45),
+            "at 2 they hardly do": (0.7, 1.1),
+        },
+    ),
     "time_to_fit": Toy(
         "--seeds 3 --width 64 --examples 20 --steps 60",
         {
@@ -679,6 +688,9 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("curve_of_width --population 99", "population: 99; give 129 to 4000"),
         ("learning_curves --samples 9 3", "samples: (9, 3); give two or more above 0, ascending"),
         ("learning_curves --population 200", "population: 200; give 257 to 4000"),
+        ("signal_first --ratios 2 0.5", "ratios: (2.0, 0.5); give two or more above 0, ascending"),
+        ("signal_first --share 1", "share: 1.0; give one within (0, 1)"),
+        ("signal_first --lr 0.5", "lr: 0.5; give one between 0 and 0.3431"),
         ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),
         ("width_transfer --widths 64", "widths: (64,); give two or more, ascending"),
         ("width_transfer --octaves -5 -9", "octaves: (-5, -9); give two, ascending by 2 or more"),
