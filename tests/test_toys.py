@@ -186,6 +186,14 @@ TOYS = {
             "shuffled labels, ridge 0": (0.9, 1.1),
         },
     ),
+    "memorised_last": Toy(
+        "--seeds 3 --examples 250 --width 32 --steps 60 --lr 0.01",
+        {
+            "80% of right labels fitted: of the wrong": (0.0, 0.3),
+            "all random: no half": (0.6, 0.95),
+            "all random: nothing": (0.0, 0.25),
+        },
+    ),
     "signal_first": Toy(
         "--seeds 3 --inputs 60 --draws 8",
         {
@@ -688,6 +696,8 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("curve_of_width --population 99", "population: 99; give 129 to 4000"),
         ("learning_curves --samples 9 3", "samples: (9, 3); give two or more above 0, ascending"),
         ("learning_curves --population 200", "population: 200; give 257 to 4000"),
+        ("memorised_last --share 0.95", "share: 0.95; give one within (0, 0.9)"),
+        ("memorised_last --examples 4001", "examples: 4001; give 10 to 4000"),
         ("signal_first --ratios 2 0.5", "ratios: (2.0, 0.5); give two or more above 0, ascending"),
         ("signal_first --share 1", "share: 1.0; give one within (0, 1)"),
         ("signal_first --lr 0.5", "lr: 0.5; give one between 0 and 0.3431"),
