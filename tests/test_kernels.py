@@ -8,11 +8,19 @@ import pytest
 from lab.measures import linearised, tangent_kernel
 from lab.models import mlp
 from lab.objectives import mse
-from lab.theory import Spectrum, descent_path, eigenlearning, hypercube_spectrum, relu_kernel
+from lab.theory import (
+    Spectrum,
+    descent_path,
+    eigenlearning,
+    empirical_spectrum,
+    hypercube_spectrum,
+    relu_kernel,
+)
 from lab.types import BadInput
 
 RNG = np.random.default_rng(0)
 D = 6
+SIX = Spectrum(np.ones(1), np.full(1, 6.0))
 CUBE = np.array(np.meshgrid(*[[-1.0, 1.0]] * D)).reshape(D, -1).T
 
 
@@ -24,6 +32,19 @@ def test_the_relu_kernel_is_the_tangent_kernel_of_a_wide_network():
     apply = lambda params, x: model.apply(params, x * (D / 2) ** 0.5)  # noqa: E731
     found = tangent_kernel(apply, model.init(jax.random.key(0)), x)[:, 0, :, 0]
     np.testing.assert_allclose(found, relu_kernel(x @ x.T), atol=0.06)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_the_kernel_of_more_layers_is_the_mean_tangent_kernel_of_wide_networks(depth):
+    """Over 40, whose fluctuations at width 512 are some percent each."""
+    x = jnp.array(np.random.default_rng(1).normal(size=(4, D)))
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    sizes = (D, *[512] * (depth - 1), 1)
+    model = mlp(sizes, activation="relu", parametrisation="ntk", gain=2.0, bias=False)
+    apply = lambda params, x: model.apply(params, x * (D / 2) ** 0.5)  # noqa: E731
+    one = jax.jit(lambda key: tangent_kernel(apply, model.init(key), x)[:, 0, :, 0])
+    found = np.mean([one(key) for key in jax.random.split(jax.random.key(0), 40)], 0)
+    np.testing.assert_allclose(found, relu_kernel(x @ x.T, depth=depth), rtol=0.03, atol=0.03)
 
 
 def test_with_an_inner_weight_slopes_of_the_inner_layer_count_as_often():
@@ -69,6 +90,43 @@ def test_eigenlearning_is_the_error_of_kernel_regression_on_normal_features(ridg
         fits.append(np.mean((phi @ phi.T @ at - y) ** 2))
     assert np.mean(errors) == pytest.approx(learned.test, rel=0.04)
     assert np.mean(fits) == pytest.approx(learned.train, rel=0.04, abs=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 2.0])
+def test_of_a_finite_population_the_others_are_learned_as_rows_of_a_random_rotation_say(ridge):
+    """Noise in the labels of all; n a third of N, where formulas of independent draws are far."""
+    rng = np.random.default_rng(2)
+    N, n, noise = 150, 50, 0.1
+    values, power = 3.0 * np.arange(1, N + 1.0) ** -1.3, np.arange(1, N + 1.0) ** -2.0
+    errors = []
+    for _ in range(150):
+        u = np.linalg.qr(rng.normal(size=(N, N)))[0] * rng.choice([-1.0, 1.0], N)
+        kernel = N * (u * values) @ u.T
+        y = N**0.5 * u @ np.sqrt(power) + noise**0.5 * rng.normal(size=N)
+        at = np.linalg.solve(kernel[:n, :n] + ridge * np.eye(n), y[:n])
+        wrong = (kernel[:, :n] @ at - y) ** 2
+        errors.append([wrong[n:].mean(), wrong[:n].mean()])
+    spectrum = Spectrum(values, np.ones(N))
+    learned = eigenlearning(spectrum, power, n, ridge=ridge, noise=noise, population=N)
+    assert np.mean(errors, 0) == pytest.approx(learned[2:], rel=0.03, abs=1e-12)
+    independent = eigenlearning(spectrum, power, n, ridge=ridge, noise=noise)
+    assert abs(independent.test / learned.test - 1) > 0.05
+
+
+def test_a_spectrum_at_hand_is_the_kernels_and_its_powers_are_those_of_the_target():
+    rng = np.random.default_rng(3)
+    x, targets = CUBE[:40], rng.normal(size=(40, 3))
+    kernel = relu_kernel(x @ x.T / D)
+    spectrum, power = empirical_spectrum(kernel, targets)
+    for degree in (1, 2):
+        np.testing.assert_allclose(
+            40**degree * np.sum(spectrum.values**degree),
+            np.trace(np.linalg.matrix_power(kernel, degree)),
+        )
+    assert (np.diff(spectrum.values) <= 0).all()
+    quadratic = np.einsum("ac,ab,bc->c", targets, kernel, targets) / 40**2
+    np.testing.assert_allclose(spectrum.values @ power, quadratic)
+    np.testing.assert_allclose(power.sum(0), np.mean(targets**2, 0))
 
 
 def test_what_is_learned_adds_up_to_the_number_of_examples():
@@ -140,6 +198,15 @@ def test_a_kernel_of_less_than_full_rank_moves_nothing_beyond_it():
         (
             lambda: eigenlearning(Spectrum(np.ones(1), np.ones(1)), np.ones(1), 1, ridge=-1.0),
             "ridge: -1.0 and noise 0.0 should be at least 0",
+        ),
+        (lambda: relu_kernel(np.ones(1), depth=0), "depth: 0; give at least 1"),
+        (
+            lambda: eigenlearning(SIX, np.ones(1), 5, population=5.5),
+            "population: 5.5; give 6 or more",
+        ),
+        (
+            lambda: empirical_spectrum(np.eye(2), np.ones((3, 1))),
+            "targets: of 3 inputs; give 2, as the kernel",
         ),
         (
             lambda: descent_path(np.eye(2), np.ones(2), np.arange(3), lr=4.0),

@@ -199,6 +199,39 @@ TOYS = {
             "it is not ŵ log t": (0.8, 1.2),
         },
     ),
+    "curve_of_width": Toy(
+        "--seeds 3 --widths 8 64 --examples 16 --population 100 --steps 60",
+        {
+            "true labels: a network 64 wide": (0.8, 1.3),
+            "not one 8 wide": (1.0, 1.8),
+            "how far weights move": (-0.65, -0.3),
+        },
+    ),
+    "learning_curves": Toy(
+        "--seeds 3 --samples 16 32 --population 100 --draws 2",
+        {
+            "true labels, ridge 1: the test": (0.85, 1.2),
+            "by the theory of shuffled": (0.2, 0.85),
+            "shuffled labels, ridge 0": (0.9, 1.1),
+        },
+    ),
+    "memorised_last": Toy(
+        "--seeds 3 --examples 250 --width 32 --steps 60 --lr 0.01",
+        {
+            "80% of right labels fitted: of the wrong": (0.0, 0.3),
+            "all random: no half": (0.6, 0.95),
+            "all random: nothing": (0.0, 0.25),
+        },
+    ),
+    "signal_first": Toy(
+        "--seeds 3 --inputs 60 --draws 8",
+        {
+            "0.5 inputs an example, wrong labels": (0.9, 1.1),
+            "it is not that of right labels": (1.25, 20.0),
+            "0.5 inputs an example: outputs": (0.25, 0.45),
+            "at 2 they hardly do": (0.7, 1.1),
+        },
+    ),
     "time_to_fit": Toy(
         "--seeds 3 --width 64 --examples 20 --steps 60",
         {
@@ -713,6 +746,15 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("lazy_rich --samples 9 3 4", "samples: (9, 3, 4); give three or more, ascending"),
         ("lazy_rich --width 9", "width: 9; give an even one: units come in pairs"),
         ("lazy_rich --dimension 2", "dimension: 2; give at least 3: two matter"),
+        ("curve_of_width --widths 64", "widths: (64,); give two or more above 0, ascending"),
+        ("curve_of_width --population 99", "population: 99; give 129 to 4000"),
+        ("learning_curves --samples 9 3", "samples: (9, 3); give two or more above 0, ascending"),
+        ("learning_curves --population 200", "population: 200; give 257 to 4000"),
+        ("memorised_last --share 0.95", "share: 0.95; give one within (0, 0.9)"),
+        ("memorised_last --examples 4001", "examples: 4001; give 10 to 4000"),
+        ("signal_first --ratios 2 0.5", "ratios: (2.0, 0.5); give two or more above 0, ascending"),
+        ("signal_first --share 1", "share: 1.0; give one within (0, 1)"),
+        ("signal_first --lr 0.5", "lr: 0.5; give one between 0 and 0.3431"),
         ("time_to_fit --examples 900", "examples: 900; give 2 to 500, half of the 1,000"),
         ("width_transfer --widths 64", "widths: (64,); give two or more, ascending"),
         ("width_transfer --octaves -5 -9", "octaves: (-5, -9); give two, ascending by 2 or more"),

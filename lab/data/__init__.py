@@ -11,7 +11,17 @@ from lab.data.augmentations import (
     warped,
 )
 from lab.data.batches import epochs, minibatch, pairs
-from lab.data.digits import Digits, Parts, Split, mnist, mnist1d, parts, sklearn_digits
+from lab.data.digits import (
+    Digits,
+    Parts,
+    Split,
+    WrongLabels,
+    mnist,
+    mnist1d,
+    parts,
+    sklearn_digits,
+    wrong_labels,
+)
 from lab.data.modular import Sums, modular_addition, shown_pairs
 from lab.data.selection import Selection, token_selection
 from lab.data.sequences import (
@@ -35,6 +45,7 @@ __all__ = [
     "Selection",
     "Split",
     "Sums",
+    "WrongLabels",
     "augmented",
     "chain_sequences",
     "displacement",
@@ -57,4 +68,5 @@ __all__ = [
     "two_views",
     "views",
     "warped",
+    "wrong_labels",
 ]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lab.types import BadInput
 
@@ -261,6 +261,51 @@ def _digits(x: np.ndarray, labels: np.ndarray, classes: int) -> Digits:
     return Digits(
         jnp.asarray(x, float), jnp.asarray(np.eye(classes)[labels], float), jnp.asarray(labels)
     )
+
+
+class WrongLabels(NamedTuple):
+    """Labels of which some are wrong.
+
+    Attributes:
+        labels: what is to be learned.
+        wrong: which of them are not the true ones.
+    """
+
+    labels: Int[Array, " n"]
+    wrong: Bool[Array, " n"]
+
+
+def wrong_labels(
+    key: PRNGKeyArray,
+    labels: Int[Array, " n"],
+    *,
+    share: float | Float[Array, ""],
+    classes: int = 10,
+) -> WrongLabels:
+    """Labels with, on average, a share of them wrong: each of the other classes as likely.
+
+    Args:
+        key: of which are wrong, and how.
+        labels: the true ones, 0 ... classes - 1.
+        share: probability of each to be wrong, from 0 to 1; it may be traced. At
+            1 - 1 / classes labels say nothing of what is true.
+        classes: how many.
+
+    Raises:
+        BadInput: a share that is no probability, fewer than two classes.
+
+    >>> given = wrong_labels(jax.random.key(0), jnp.zeros(1_000, int), share=0.4)
+    >>> bool((given.wrong == (given.labels != 0)).all()), round(float(given.wrong.mean()), 1)
+    (True, 0.4)
+    """
+    if classes < 2:
+        raise BadInput(f"classes: {classes}; give at least 2")
+    if not isinstance(share, jax.core.Tracer) and not 0 <= share <= 1:
+        raise BadInput(f"share: {share} should be from 0 to 1")
+    which, instead = jax.random.split(key)
+    wrong = jax.random.uniform(which, labels.shape) < share
+    other = (labels + jax.random.randint(instead, labels.shape, 1, classes)) % classes
+    return WrongLabels(jnp.where(wrong, other, labels), wrong)
 
 
 class Parts(NamedTuple):

@@ -21,6 +21,7 @@ from lab.theory import (
     sequences,
     sgd,
     signal,
+    signal_first,
     token_selection,
 )
 from lab.theory.barlow import cross_moment, half_time, pair_spectrum, starting_strength, strength
@@ -52,6 +53,7 @@ from lab.theory.kernels import (
     Spectrum,
     descent_path,
     eigenlearning,
+    empirical_spectrum,
     hypercube_spectrum,
     random_features,
     relu_kernel,
@@ -81,8 +83,8 @@ from lab.theory.masked import (
     one_sided,
     stationary,
 )
-from lab.theory.modular import Adder, modular_adder
 from lab.theory.max_margin import Asymptote, max_margin
+from lab.theory.modular import Adder, modular_adder
 from lab.theory.rank_collapse import collapsing_layer, leading_residual
 from lab.theory.sequences import bigram_prediction, repeats_loss, unigram_prediction
 from lab.theory.sgd import (
@@ -103,6 +105,7 @@ from lab.theory.signal import (
     norm_growth,
     skip_growth,
 )
+from lab.theory.signal_first import NoisyFit, noisy_fit
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
@@ -113,6 +116,7 @@ __all__ = [
     "Learned",
     "MeanField",
     "Moments",
+    "NoisyFit",
     "SpectralLaw",
     "Spectrum",
     "activation_moments",
@@ -141,6 +145,7 @@ __all__ = [
     "edges",
     "effective_step",
     "eigenlearning",
+    "empirical_spectrum",
     "excess_losses",
     "feedback",
     "gelu_moments",
@@ -171,6 +176,7 @@ __all__ = [
     "minimum_norm_risk",
     "modular",
     "modular_adder",
+    "noisy_fit",
     "norm_growth",
     "one_sided",
     "optimal_loss",
@@ -190,6 +196,7 @@ __all__ = [
     "sequences",
     "sgd",
     "signal",
+    "signal_first",
     "skip_growth",
     "softmax_pair_loss",
     "spectral_radius",

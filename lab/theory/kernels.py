@@ -9,6 +9,10 @@ and Saul 2009 ("Kernel methods for deep learning"), degrees 0 and 1,
                                              k_1 = (√(1 - c²) + (π - arccos c) c) / π.
 
 Where w_i have variance 1 / d the second part counts d times as much beside the first: `inner`.
+Deeper, `√(2/m)` before each layer, the same steps repeat: a layer takes the kernel S of its inputs
+(c to begin with) to k_1(S), and the tangent kernel T (c to begin with, for the first layer's
+weights) to `k_1(S) + T k_0(S)`; between inputs of length 1 all S are 1 on the diagonal, and T of L
+layers of weights is L.
 
 **The hypercube.** A kernel κ(c) of inputs in {-1, 1}^d, c = x.z / d, has the parities as
 eigenfunctions, all of degree k with one eigenvalue, the mean of K with the parity itself:
@@ -43,6 +47,23 @@ Without ridge z is n or k, whichever is less. For k to infinity κ = γ, and it 
 Source: Simon, Karkada, Ghosh and Belkin 2023, arXiv 2311.14646; for features of a sphere in high
 dimension it is that of Mei and Montanari 2019, arXiv 1908.05355 (one eigenvalue and T).
 
+**n of N.** Spectrum and target are known from N inputs: K = N Σ λ_i u_i u_i^T among them, v_i² =
+(u_i.y)² / N (`empirical_spectrum`). Examples drawn from the N without replacement are rows of an
+orthogonal matrix, not independent normals. Were it a random one (Haar), the examples see λ through
+a projection of rank n, free of it, of S-transform `(1 - q) / (n/N - q)` at -q where the normals
+have `1 / (n/N - q)`. With d = Σ L_i, d_2 = Σ L_i² and q = d / N that makes
+
+    n = d + (1 - d / N) ridge / κ,    E = n / (n - 2 n d / N + d² / N - (1 - n / N) d_2),
+    error on the N - n others = E Σ_i (1 - L_i)² v_i²,    train error = (1 - d / n)² of that.
+
+Derivation: the residual is Λ^½ δ (Λ^½ P Λ^½ + δ)^-1 Λ^-½ v, δ = ridge / N, with δ (...)^-1 as good
+as κ (Λ + κ)^-1; the error over all N is δ times minus its derivative by s where P + s stands for P,
+the train error's n / N of it δ² times that of δ (...)^-1 by δ, and the others' is what is left.
+Without ridge interpolation depends on the row space alone, which normals have in common: there κ
+and the error over all N, the n learned ones of error 0 among them, are those of independent
+examples, and the others' is N / (N - n) of it.
+Noise is of the N labels: v_i² + noise / N. N = ∞ gives the formulas above.
+
 **In time.** Half the squared error, gradient descent at rate η on functions of a fixed kernel, from
 0: the residual of eigenvector u_j of K / n, eigenvalue l_j, is `(1 - η l_j)^t u_j.y`, so
 
@@ -53,6 +74,7 @@ dimension it is that of Mei and Montanari 2019, arXiv 1908.05355 (one eigenvalue
 Source: Arora, Du, Hu, Li and Wang 2019, arXiv 1901.08584 (two layers, the first trained).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,21 +89,33 @@ from lab.types import BadInput
 Cosines = TypeVar("Cosines", np.ndarray, Array)
 
 
-def relu_kernel(c: Cosines, *, inner: Number = 1.0) -> Cosines:
-    """`k_1(c) + inner c k_0(c)`: the tangent kernel of two ReLU layers between inputs of length 1.
+def relu_kernel(c: Cosines, *, inner: Number = 1.0, depth: int = 2) -> Cosines:
+    """`k_1(c) + inner c k_0(c)`: the tangent kernel of ReLU layers between inputs of length 1.
 
     Args:
         c: their cosines, any shape, of NumPy or JAX; what rounding leaves beyond 1 is cut.
-        inner: how much the inner layer's slopes count beside the outer's.
+        inner: how much the first layer's slopes count beside each other's.
+        depth: layers of weights; deeper than two, the formula of the file's head.
+
+    Raises:
+        BadInput: a depth below 1.
 
     >>> relu_kernel(np.array([1.0, 0.0, -1.0])).round(4)
     array([2.    , 0.3183, 0.    ])
+    >>> relu_kernel(np.array([1.0, 0.0, -1.0]), depth=3).round(4)
+    array([3.    , 0.6857, 0.3183])
     """
+    if depth < 1:
+        raise BadInput(f"depth: {depth}; give at least 1")
     xp: Any = jnp if isinstance(c, jax.Array) else np
     c = xp.clip(c, -1.0, 1.0)
-    away = xp.arccos(c) / xp.pi
-    first = xp.sqrt(xp.maximum(0.0, 1 - c**2)) / xp.pi + (1 - away) * c
-    return first + inner * c * (1 - away)
+    tangent: Any = inner * c
+    for _ in range(depth - 1):
+        away = xp.arccos(c) / xp.pi
+        c = xp.sqrt(xp.maximum(0.0, 1 - c**2)) / xp.pi + (1 - away) * c
+        c = xp.clip(c, -1.0, 1.0)
+        tangent = c + tangent * (1 - away)
+    return tangent
 
 
 class Spectrum(NamedTuple):
@@ -119,13 +153,40 @@ def hypercube_spectrum(kernel: Callable[[np.ndarray], np.ndarray], dimension: in
     return Spectrum(np.array(values), comb(d, j))
 
 
+def empirical_spectrum(
+    kernel: Float[np.ndarray, "n n"], targets: Float[np.ndarray, "m c"]
+) -> tuple[Spectrum, Float[np.ndarray, "n c"]]:
+    """Eigenvalues of a kernel over N inputs at hand, and the power v_ic² of each target along each.
+
+    Of `K / N` and `(u_i.y_c)² / N`, largest eigenvalue first. A target's powers add up to its mean
+    square; of squared errors summed over outputs, `eigenlearning` takes their sum over them.
+
+    Args:
+        kernel: K between all inputs, symmetric.
+        targets: Y, a row an input: m = n.
+
+    Raises:
+        BadInput: targets of another number of inputs.
+
+    >>> spectrum, power = empirical_spectrum(np.diag([4.0, 2.0]), np.array([[1.0], [0.0]]))
+    >>> spectrum.values, power.sum(1)
+    (array([2., 1.]), array([0.5, 0. ]))
+    """
+    count = len(kernel)
+    if len(targets) != count:
+        raise BadInput(f"targets: of {len(targets)} inputs; give {count}, as the kernel")
+    values, vectors = np.linalg.eigh(np.asarray(kernel, float) / count)
+    power = (vectors.T @ targets) ** 2 / count
+    return Spectrum(np.maximum(values, 0.0)[::-1], np.ones(count)), power[::-1]
+
+
 class Learned(NamedTuple):
     """What n examples teach a kernel.
 
     Attributes:
         kappa: κ, the eigenvalue of which half is learned.
         learnability: L_i of each eigenvalue, the share of its part of a target that is learned.
-        test: the expected squared error of a fresh example, its noise in it.
+        test: the expected squared error of an example not among them, its noise in it.
         train: that of an example learned from.
     """
 
@@ -142,8 +203,9 @@ def eigenlearning(
     *,
     ridge: float = 0.0,
     noise: float = 0.0,
+    population: int | float = math.inf,
 ) -> Learned:
-    """Test and train error of kernel regression from n independent examples.
+    """Test and train error of kernel regression from n examples.
 
     Args:
         spectrum: eigenvalues, none negative (a fixed share of 1e-12 of the largest counts as 0).
@@ -151,14 +213,19 @@ def eigenlearning(
         samples: n; without ridge fewer than the eigenfunctions whose eigenvalue is not 0.
         ridge: added to the kernel matrix of the examples: (K + ridge I)^-1.
         noise: variance of independent noise in the labels.
+        population: N, of which the examples are drawn without replacement, and the others tested;
+            infinite where they are independent of one another.
 
     Raises:
-        BadInput: a negative ridge or noise, or no κ: too many samples.
+        BadInput: a negative ridge or noise, or no κ: too many samples; a population that is not
+            larger than the samples, or smaller than the eigenfunctions.
 
     >>> flat = Spectrum(np.array([1.0]), np.array([100.0]))  # 50 of 100 directions seen: half left
     >>> learned = eigenlearning(flat, np.array([1.0]), 50)
     >>> round(learned.test, 6), learned.learnability.round(6)
     (0.5, array([0.5]))
+    >>> round(eigenlearning(flat, np.array([1.0]), 50, population=100).test, 6)  # all of it unseen
+    1.0
     """
     from scipy.optimize import brentq
 
@@ -169,20 +236,27 @@ def eigenlearning(
     most = counts[values > 0].sum()
     if samples < 1 or (not ridge and samples >= most):
         raise BadInput(f"samples: {samples}; without ridge give 1 to {most - 1:g}")
+    least = max(most, samples + 1)
+    if population < least:
+        raise BadInput(f"population: {population}; give {least:g} or more")
 
     def missing(log_kappa: float) -> float:
         kappa = np.exp(log_kappa)
-        return float(np.sum(counts * values / (values + kappa)) + ridge / kappa - samples)
+        learned = np.sum(counts * values / (values + kappa))
+        return float(learned + ridge / kappa * (1 - learned / population) - samples)
 
     high = np.log((np.sum(counts * values) + ridge) / samples) + 1e-9
     low = high - 1.0
     while missing(low) < 0:
         low -= 5.0
     kappa = float(np.exp(brentq(missing, low, high, xtol=1e-14, rtol=1e-14)))
-    share = values / (values + kappa)
-    over = samples / (samples - np.sum(counts * share**2))
-    test = float(over * (np.sum((1 - share) ** 2 * power) + noise))
-    return Learned(kappa, share, test, float((ridge / (samples * kappa)) ** 2 * test))
+    share, n = values / (values + kappa), samples
+    d, d_2 = float(np.sum(counts * share)), float(np.sum(counts * share**2))
+    over = n / (n - (2 * n * d - d**2) / population - (1 - n / population) * d_2)
+    unlearned = np.sum((1 - share) ** 2 * power) + noise * (1 - (2 * d - d_2) / population)
+    test = float(over * unlearned)
+    train = (ridge / (n * kappa) * (1 - d / population)) ** 2 * test
+    return Learned(kappa, share, test, float(train))
 
 
 def random_features(
