@@ -10,6 +10,7 @@ from lab.theory import (
     diagonal,
     edges,
     feedback,
+    grokking,
     in_context,
     kernels,
     layer_norm,
@@ -32,6 +33,7 @@ from lab.theory.feedback import (
     alignment_strength,
     conserved_matrix,
 )
+from lab.theory.grokking import TeacherFit, share_within, teacher_fit
 from lab.theory.in_context import (
     effective_step,
     inflated_covariance,
@@ -91,7 +93,7 @@ from lab.theory.signal import (
     norm_growth,
     skip_growth,
 )
-from lab.theory.signal_first import NoisyFit, noisy_fit
+from lab.theory.signal_first import NoisyFit, checked_rate, noisy_fit, normal_eigenvalues
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
@@ -101,6 +103,7 @@ __all__ = [
     "Moments",
     "NoisyFit",
     "Spectrum",
+    "TeacherFit",
     "activation_moments",
     "alignment_angle",
     "alignment_limits",
@@ -112,6 +115,7 @@ __all__ = [
     "bigram_prediction",
     "blocks",
     "catapult",
+    "checked_rate",
     "collapse",
     "collapsing_layer",
     "conserved_matrix",
@@ -129,6 +133,7 @@ __all__ = [
     "excess_losses",
     "feedback",
     "gelu_moments",
+    "grokking",
     "growing_strength",
     "growth",
     "half_time",
@@ -152,6 +157,7 @@ __all__ = [
     "mean_field_skip",
     "noisy_fit",
     "norm_growth",
+    "normal_eigenvalues",
     "one_sided",
     "optimal_loss",
     "optimal_step",
@@ -167,6 +173,7 @@ __all__ = [
     "separator",
     "sequences",
     "sgd",
+    "share_within",
     "signal",
     "signal_first",
     "skip_growth",
@@ -179,6 +186,7 @@ __all__ = [
     "steps_to",
     "strength",
     "swapped_layer",
+    "teacher_fit",
     "token_selection",
     "transition",
     "unigram_prediction",
