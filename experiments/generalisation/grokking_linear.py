@@ -174,11 +174,12 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
             curve(right, at.test, label=name, **style)
             for panel, line in ((left, by.test_right), (left, by.train_right), (right, by.test)):
                 panel.plot(line.step, line, "k:", lw=0.8)
-        left.set(ylabel="share right; thin: of the examples", ylim=(0, 1.02))
+        left.set(ylabel="share of answers right", ylim=(0, 1.02))
         right.set(ylabel="test loss", yscale="log", ylim=(1e-4, 1.5))
-        for panel in (left, right):
+        titles = "fresh inputs; thin: the examples; dotted: predicted", "dotted: predicted"
+        for panel, title in zip((left, right), titles, strict=True):
             panel.set(xscale="log", xlabel="step")
-            key(panel, columns=1, title="dotted: predicted")
+            key(panel, columns=1, title=title)
     return result
 
 
