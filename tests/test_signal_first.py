@@ -1,4 +1,4 @@
-"""Right and wrong labels in time, against drawn regressions; labels made wrong."""
+"""Linear regression in time, against drawn ones: wrong labels, grokking; labels made wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lab.data import wrong_labels
-from lab.theory import noisy_fit
+from lab.theory import noisy_fit, normal_eigenvalues, share_within, teacher_fit
 from lab.types import BadInput
 
 
@@ -30,6 +30,32 @@ def test_right_and_wrong_labels_are_fitted_in_time_as_drawn_regressions_are(rati
         found.append(seen)
     told = np.array(noisy_fit(times, ratio=ratio, lr=lr, share=share, noise=noise)).T
     np.testing.assert_allclose(np.mean(found, 0), told, rtol=0.09, atol=0.02)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_a_student_errs_on_examples_and_fresh_inputs_as_drawn_ones_do(ratio):
+    rng, d, times = np.random.default_rng(4), 150, np.array([0, 2, 9, 30])
+    n, found, shares = int(d / ratio), [], []
+    for _ in range(20):
+        x, D = rng.normal(size=(n, d)), rng.normal(size=d)
+        D, seen = D / np.linalg.norm(D), []
+        for t in range(times[-1] + 1):
+            if t in times:
+                seen.append([np.mean((x @ D) ** 2), D @ D])
+                shares.append(np.mean((x @ D) ** 2 < 0.02)) if t == 9 else None
+            D = D - 0.25 / n * x.T @ (x @ D)
+        found.append(seen)
+    told = teacher_fit(times, ratio=ratio, lr=0.25)
+    np.testing.assert_allclose(np.mean(found, 0), np.array(told).T, rtol=0.06, atol=0.002)
+    assert np.mean(shares) == pytest.approx(share_within(told.train, 0.02)[2], abs=0.03)
+
+
+def test_eigenvalues_of_normal_inputs_have_the_moments_of_their_law():
+    for ratio in (0.2, 1.0, 3.0):
+        s, mass = normal_eigenvalues(ratio)
+        moments = [float(s**k @ mass) for k in range(4)]
+        law = [min(1, 1 / ratio), 1, 1 + ratio, 1 + 3 * ratio + ratio**2]
+        np.testing.assert_allclose(moments, law, rtol=1e-4)
 
 
 def test_before_the_first_step_nothing_is_fitted_and_at_last_what_can_be():
@@ -62,6 +88,12 @@ def test_wrong_labels_are_a_share_of_all_and_of_the_other_classes_alike():
         (lambda: fit(ratio=0.0), "ratio: 0.0; give one above 0"),
         (lambda: fit(lr=1.0), "lr: 1.0; give one between 0 and 0.6863"),
         (lambda: fit(share=2.0), "share: 2.0 should be from 0 to 1"),
+        (lambda: normal_eigenvalues(-1.0), "ratio: -1.0; give one above 0"),
+        (
+            lambda: teacher_fit(np.arange(2), ratio=1.0, lr=0.5),
+            "lr: 0.5; give one between 0 and 0.5",
+        ),
+        (lambda: share_within(np.ones(1), 0.0), "tolerance: 0.0; give one above 0"),
         (lambda: labels(share=-0.1), "share: -0.1 should be from 0 to 1"),
         (lambda: labels(classes=1), "classes: 1; give at least 2"),
     ],

@@ -215,6 +215,13 @@ TOYS = {
             "shuffled labels, ridge 0": (0.9, 1.1),
         },
     ),
+    "grokking_linear": Toy(
+        "--seeds 3 --inputs 60 --tests 200 --steps 400",
+        {
+            "0.5 inputs an example: fresh inputs are": (0.5, 2.0),
+            "1.5 inputs an example: so many": (0.08, 0.2),
+        },
+    ),
     "memorised_last": Toy(
         "--seeds 3 --examples 250 --width 32 --steps 60 --lr 0.01",
         {
@@ -750,6 +757,14 @@ def test_a_process_as_a_user_starts_it_does_as_its_command_given_here(tmp_path):
         ("curve_of_width --population 99", "population: 99; give 129 to 4000"),
         ("learning_curves --samples 9 3", "samples: (9, 3); give two or more above 0, ascending"),
         ("learning_curves --population 200", "population: 200; give 257 to 4000"),
+        (
+            "grokking_linear --ratios 0.3 0.5",
+            "ratios: (0.3, 0.5); give three or more above 0, ascending",
+        ),
+        (
+            "grokking_linear --ratios 0.3 0.5 0.8",
+            "ratios: (0.3, 0.5, 0.8); give the last above 1, the others below",
+        ),
         ("memorised_last --share 0.95", "share: 0.95; give one within (0, 0.9)"),
         ("memorised_last --examples 4001", "examples: 4001; give 10 to 4000"),
         ("signal_first --ratios 2 0.5", "ratios: (2.0, 0.5); give two or more above 0, ascending"),

@@ -5,8 +5,8 @@ labels it fits no more of the wrong ones than by chance, and calls most of them 
 it memorises every one, and forgets part of what it knew of fresh digits. Where all labels are drawn
 at random there is no signal, and no part of them comes first.
 
-    python -m experiments memorised_last          # quick: QQ seconds on two cores
-    python -m experiments memorised_last paper    # PP; writes figures/
+    python -m experiments memorised_last          # quick: 20 seconds on two cores
+    python -m experiments memorised_last paper    # a minute; writes figures/
 
 MNIST, 14 x 14, ReLU network 196-64-64-10, last layer from zero, cross entropy, Adam at 0.003 on the
 full batch of 500. Expect, when 80% of the right labels are fitted, 9% of the wrong ones, and 66%

@@ -8,8 +8,8 @@ near the truth the outputs on wrong labels come before they leave it again.
     python -m experiments signal_first paper    # half a minute; writes figures/
 
 y = X b + e, 200 normal inputs, |b| = 1, 30% of labels with errors of standard deviation 1.5; 400
-examples and 100; rate 0.25, from zero. Expect, at 400, that the outputs on wrong labels come from
-1 to 0.36 of the truth's mean square at step 3, and end at 0.73 (1.00, 0.86 and 2.25 at 100).
+examples and 100; rate 0.25, from zero. Expect outputs on wrong labels to come, at 400, from a mean
+square of 1 from the truth to 0.36 at step 3, and end at 0.73 (at 100: 1, 0.83 and 2.25).
 Tolerances are of seeds 100 to 107, which no preset uses.
 
 Sources: `lab.theory.signal_first`; dynamics: Advani and Saxe 2017, arXiv 1710.03667; in deep

@@ -10,6 +10,7 @@ from lab.theory import (
     diagonal,
     edges,
     feedback,
+    grokking,
     in_context,
     kernels,
     layer_norm,
@@ -34,6 +35,7 @@ from lab.theory.feedback import (
     alignment_strength,
     conserved_matrix,
 )
+from lab.theory.grokking import TeacherFit, share_within, teacher_fit
 from lab.theory.in_context import (
     effective_step,
     inflated_covariance,
@@ -105,7 +107,7 @@ from lab.theory.signal import (
     norm_growth,
     skip_growth,
 )
-from lab.theory.signal_first import NoisyFit, noisy_fit
+from lab.theory.signal_first import NoisyFit, checked_rate, noisy_fit, normal_eigenvalues
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
@@ -119,6 +121,7 @@ __all__ = [
     "NoisyFit",
     "SpectralLaw",
     "Spectrum",
+    "TeacherFit",
     "activation_moments",
     "alignment_angle",
     "alignment_limits",
@@ -131,6 +134,7 @@ __all__ = [
     "bigram_prediction",
     "blocks",
     "catapult",
+    "checked_rate",
     "collapse",
     "collapsing_layer",
     "conserved_matrix",
@@ -149,6 +153,7 @@ __all__ = [
     "excess_losses",
     "feedback",
     "gelu_moments",
+    "grokking",
     "growing_strength",
     "growth",
     "half_time",
@@ -178,6 +183,7 @@ __all__ = [
     "modular_adder",
     "noisy_fit",
     "norm_growth",
+    "normal_eigenvalues",
     "one_sided",
     "optimal_loss",
     "optimal_step",
@@ -195,6 +201,7 @@ __all__ = [
     "separator",
     "sequences",
     "sgd",
+    "share_within",
     "signal",
     "signal_first",
     "skip_growth",
@@ -207,6 +214,7 @@ __all__ = [
     "steps_to",
     "strength",
     "swapped_layer",
+    "teacher_fit",
     "token_selection",
     "transition",
     "unigram_prediction",
