@@ -157,7 +157,7 @@ def test_infinitely_many_random_features_are_their_kernel():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (lambda: marchenko_pastur(0.0), "ratio: 0.0; give one above 0: features over examples"),
+        (lambda: marchenko_pastur(0.0), "ratio: 0.0; give one above 0"),
         (
             lambda: minimum_norm_risk(0, 4, signal=1.0, noise=1.0),
             "features, samples: 0, 4; give 1 or more",

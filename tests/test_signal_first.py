@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lab.data import wrong_labels
-from lab.theory import noisy_fit, normal_eigenvalues, share_within, teacher_fit
+from lab.theory import noisy_fit, share_within, teacher_fit
 from lab.types import BadInput
 
 
@@ -50,14 +50,6 @@ def test_a_student_errs_on_examples_and_fresh_inputs_as_drawn_ones_do(ratio):
     assert np.mean(shares) == pytest.approx(share_within(told.train, 0.02)[2], abs=0.03)
 
 
-def test_eigenvalues_of_normal_inputs_have_the_moments_of_their_law():
-    for ratio in (0.2, 1.0, 3.0):
-        s, mass = normal_eigenvalues(ratio)
-        moments = [float(s**k @ mass) for k in range(4)]
-        law = [min(1, 1 / ratio), 1, 1 + ratio, 1 + 3 * ratio + ratio**2]
-        np.testing.assert_allclose(moments, law, rtol=1e-4)
-
-
 def test_before_the_first_step_nothing_is_fitted_and_at_last_what_can_be():
     """The law's moments: mass min(1, 1 / g), mean 1; with more inputs than examples, all."""
     for ratio in (0.3, 0.9, 1.7):
@@ -88,7 +80,6 @@ def test_wrong_labels_are_a_share_of_all_and_of_the_other_classes_alike():
         (lambda: fit(ratio=0.0), "ratio: 0.0; give one above 0"),
         (lambda: fit(lr=1.0), "lr: 1.0; give one between 0 and 0.6863"),
         (lambda: fit(share=2.0), "share: 2.0 should be from 0 to 1"),
-        (lambda: normal_eigenvalues(-1.0), "ratio: -1.0; give one above 0"),
         (
             lambda: teacher_fit(np.arange(2), ratio=1.0, lr=0.5),
             "lr: 0.5; give one between 0 and 0.5",

@@ -73,6 +73,7 @@ from lab.theory.least_squares import (
     SpectralLaw,
     best_penalty,
     descent_errors,
+    descent_law,
     marchenko_pastur,
     minimum_norm_risk,
     ridge_risk,
@@ -107,7 +108,7 @@ from lab.theory.signal import (
     norm_growth,
     skip_growth,
 )
-from lab.theory.signal_first import NoisyFit, checked_rate, noisy_fit, normal_eigenvalues
+from lab.theory.signal_first import NoisyFit, noisy_fit
 from lab.theory.token_selection import descent_direction, separator
 
 __all__ = [
@@ -134,7 +135,6 @@ __all__ = [
     "bigram_prediction",
     "blocks",
     "catapult",
-    "checked_rate",
     "collapse",
     "collapsing_layer",
     "conserved_matrix",
@@ -143,6 +143,7 @@ __all__ = [
     "cross_moment",
     "descent_direction",
     "descent_errors",
+    "descent_law",
     "descent_path",
     "diagonal",
     "edge_of_chaos",
@@ -183,7 +184,6 @@ __all__ = [
     "modular_adder",
     "noisy_fit",
     "norm_growth",
-    "normal_eigenvalues",
     "one_sided",
     "optimal_loss",
     "optimal_step",

@@ -2,7 +2,7 @@
 
 Student and teacher differ by D, |D| = 1 at the start; n normal inputs of dimension d = g n, no
 noise, gradient descent on the mean of half the squared errors at rate η. With F the law of the
-eigenvalues of the inputs' covariance (`normal_eigenvalues`),
+eigenvalues of the inputs' covariance (`marchenko_pastur`),
 
     mean squared error on fresh inputs     |D_t|² = max(0, 1 - 1/g) + ∫_{s>0} (1 - ηs)^{2t} dF,
                        on the examples     ∫ s (1 - ηs)^{2t} dF:
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from lab.theory.signal_first import checked_rate, normal_eigenvalues
+from lab.theory.least_squares import descent_law
 from lab.types import BadInput
 
 
@@ -48,8 +48,7 @@ def teacher_fit(
     >>> fit.train.round(3), fit.test.round(3)
     (array([1.   , 0.001, 0.   ]), array([1.   , 0.503, 0.5  ]))
     """
-    checked_rate(lr, ratio)
-    s, mass = normal_eigenvalues(ratio)
+    s, mass = descent_law(ratio, lr=lr)
     left = np.abs(1 - lr * s) ** (2 * np.asarray(times)[:, None])
     return TeacherFit(left @ (s * mass), max(0.0, 1 - 1 / ratio) + left @ mass)
 

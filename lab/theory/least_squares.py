@@ -65,12 +65,28 @@ def marchenko_pastur(ratio: float, *, points: int = 20_000) -> SpectralLaw:
     [0.5, 1.0, 3.0]
     """
     if not ratio > 0:
-        raise BadInput(f"ratio: {ratio}; give one above 0: features over examples")
+        raise BadInput(f"ratio: {ratio}; give one above 0")
     half = 2 * ratio**0.5
     theta = (np.arange(points) + 0.5) * np.pi / points
     # a + half (1 - cos θ), without the cancellation where a is near 0
     values = (1 - ratio**0.5) ** 2 + 2 * half * np.sin(theta / 2) ** 2
     return SpectralLaw(values, half**2 * np.sin(theta) ** 2 / (2 * ratio * points * values))
+
+
+def descent_law(ratio: float, *, lr: float) -> SpectralLaw:
+    """`marchenko_pastur`, where descent on half the mean squared error converges.
+
+    Raises:
+        BadInput: a ratio that is not above 0; a rate that is not, or beyond 2 / (1 + sqrt(ratio))²,
+            2 over the largest eigenvalue, at which it diverges.
+
+    >>> len(descent_law(1.0, lr=0.25).values)
+    20000
+    """
+    law, most = marchenko_pastur(ratio), 2 / (1 + ratio**0.5) ** 2
+    if not 0 < lr < most:
+        raise BadInput(f"lr: {lr}; give one between 0 and {most:.4g}")
+    return law
 
 
 def minimum_norm_risk(features: int, samples: int, *, signal: float, noise: float) -> float:
@@ -156,10 +172,7 @@ def descent_errors(
     >>> start.excess.round(6), start.train.round(6)
     (array([1.]), array([1.25]))
     """
-    most = 2 / (1 + ratio**0.5) ** 2
-    if not 0 < lr < most:
-        raise BadInput(f"lr: {lr}; give one between 0 and {most:.4g}")
-    law = marchenko_pastur(ratio)
+    law = descent_law(ratio, lr=lr)
     s, unseen, excess, train = law.values, max(0.0, 1 - 1 / ratio), [], []
     for t in np.asarray(times):
         left = (1 - lr * s) ** int(t)

@@ -27,50 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from lab.theory.least_squares import descent_law
 from lab.types import BadInput
-
-POINTS = 20_000
-"""Of the midpoint rule in θ, `s = a + (b - a)(1 - cos θ) / 2`, where the integrand is smooth."""
-
-
-def normal_eigenvalues(
-    ratio: float,
-) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
-    """Eigenvalues of Xᵀ X / n above 0, and the mass of each: ∫ f dF = Σ f(s) mass.
-
-    Args:
-        ratio: g, inputs over examples.
-
-    Raises:
-        BadInput: a ratio that is not above 0.
-
-    >>> s, mass = normal_eigenvalues(2.0)
-    >>> round(float(mass.sum()), 6), round(float(s @ mass), 6)  # half of them are 0; the mean is 1
-    (0.5, 1.0)
-    """
-    if not ratio > 0:
-        raise BadInput(f"ratio: {ratio}; give one above 0")
-    low, high = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
-    angle = (np.arange(POINTS) + 0.5) * np.pi / POINTS
-    s = low + (high - low) * (1 - np.cos(angle)) / 2
-    return s, ((high - low) * np.sin(angle)) ** 2 / (8 * ratio * s) / POINTS
-
-
-def checked_rate(lr: float, ratio: float) -> float:
-    """The rate, if descent does not diverge at it: below 2 / (1 + √g)².
-
-    Raises:
-        BadInput: a rate that is not; a ratio that is not above 0.
-
-    >>> checked_rate(0.25, 0.5)
-    0.25
-    """
-    if not ratio > 0:
-        raise BadInput(f"ratio: {ratio}; give one above 0")
-    most = 2 / (1 + ratio**0.5) ** 2
-    if not 0 < lr < most:
-        raise BadInput(f"lr: {lr}; give one between 0 and {most:.4g}")
-    return lr
 
 
 class NoisyFit(NamedTuple):
@@ -115,10 +73,9 @@ def noisy_fit(
     >>> fit.truth.round(2)  # corrected before it is memorised
     array([1.  , 0.36, 0.73])
     """
-    checked_rate(lr, ratio)
+    s, mass = descent_law(ratio, lr=lr)
     if not 0 <= share <= 1:
         raise BadInput(f"share: {share} should be from 0 to 1")
-    s, mass = normal_eigenvalues(ratio)
     left = np.abs(1 - lr * s)
     signs, steps = np.sign(1 - lr * s), np.asarray(times)[:, None]
     once, twice = signs**steps * left**steps, left ** (2 * steps)
