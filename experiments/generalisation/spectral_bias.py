@@ -175,18 +175,18 @@ def measured(data: Mapping[str, xr.Dataset]) -> dict[str, Measured]:
 def figure(data: Mapping[str, xr.Dataset]) -> Figure:
     """Residuals by step, without biases; half-times by frequency."""
     trained = data["trained"]
-    plain = trained.residual.sel(biases=False)
+    plain = trained.residual.sel(biases=False).isel(step=slice(1, None))
     with panels(2, ratio=0.85) as (result, (left, right)):
         for k, style in zip((1, 2, 3, 4, 8), STYLES, strict=False):
             curve(left, plain.sel(frequency=k), label=f"frequency {k}", **style)
             rate = float(spectrum(False)[k] / spectrum(False).max())
             left.plot(plain.step, (1 - rate) ** plain.step, color="0.3", lw=0.6, zorder=3)
         for b, style in zip((False, True), STYLES, strict=False):
-            at = trained.sel(biases=b, frequency=[k for k in WAVES if b or k not in ODD])
+            at = trained.sel(biases=b, frequency=[k for k in WAVES[1:] if b or k not in ODD])
             label = "with biases" if b else "without"
             points(right, at.halved, log=True, **{**style, "linestyle": "none"}, label=label)
             right.plot(at.frequency, at.predicted, color="0.3", lw=0.6, zorder=1)
-        left.set(xlabel="step", ylabel="residual", xscale="symlog", ylim=(-0.02, 1.05))
+        left.set(xlabel="step", ylabel="residual", xscale="log", ylim=(-0.02, 1.05))
         right.set(xlabel="frequency", ylabel="steps to half", yscale="log")
         key(left, title="no biases; lines: predicted")
         key(right, title="lines: predicted")
