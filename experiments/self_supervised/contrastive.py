@@ -70,7 +70,7 @@ class Config:
 
 
 PRESETS = {
-    "quick": Config(temperatures=(0.05, 0.2, 0.5, 2.0), seeds=5, steps=300),
+    "quick": Config(temperatures=(0.05, 0.2, 0.5, 2.0), seeds=6, steps=400),
     "paper": Config(),
 }
 

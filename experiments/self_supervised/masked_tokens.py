@@ -71,7 +71,7 @@ class Config:
             raise BadInput(f"states: {given}; give 2 or more, and a share within (0, 1)")
 
 
-PRESETS = {"quick": Config(seeds=6, steps=800), "paper": Config()}
+PRESETS = {"quick": Config(seeds=6), "paper": Config()}
 
 
 def filling(sees: Array, seed: Array, *, config: Config) -> Dynamics:
