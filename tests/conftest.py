@@ -1,5 +1,6 @@
 """Strictness for every test: warnings and silent promotions are errors, shapes are checked."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ OPTIMISED = {"bad_input", "damage", "executor", "feed", "identity", "layer_norm"
 OPTIMISED |= {"linalg", "measured", "states", "store", "sweep", "torture", "wide"}
 """Files whose programs are compiled as a user's are: bits are their subject, or much arithmetic."""
 
+
+gc.set_threshold(200_000, 50, 50)
+"""Tracing makes many objects and drops few; looking for those took a tenth of a toy's time."""
 
 LESS = (("xla_cpu_use_fusion_emitters", False), ("xla_cpu_parallel_codegen_split_count", 1))
 """Of XLA where optimisations are not wanted: no fusions, a program in one piece."""
