@@ -160,6 +160,8 @@ def _parsed(experiment: ModuleType, name: str, argv: list[str]) -> tuple[str, An
     if preset not in experiment.PRESETS:
         raise BadInput(f"preset: {preset!r} is not one of {', '.join(experiment.PRESETS)}")
     wanted = type(experiment.PRESETS[preset])
+    for field in {*Options.__dataclass_fields__} & {*wanted.__dataclass_fields__}:
+        raise BadInput(f"Config: {field} is an option of every experiment; give it another name")
     # Parsed without the config's own checks, whose one line tyro would turn into a box.
     as_it_is = {**vars(wanted), "__post_init__": lambda self: None}
     unchecked: Any = type(wanted.__name__, (wanted,), as_it_is)

@@ -120,6 +120,15 @@ def report(folder: str) -> dict:
     return json.loads(Path(folder, "decay.json").read_text())
 
 
+def test_a_field_that_every_experiment_has_is_refused(command, experiment):
+    fields = [("fresh", int, 32), ("steps", int, 4)]
+    experiment.PRESETS["quick"] = dataclasses.make_dataclass("Config", fields)()
+    done = command()
+    assert done.status == 2
+    said = "Config: fresh is an option of every experiment; give it another name"
+    assert done.err.splitlines()[-1].endswith(said)
+
+
 def test_a_run_leaves_claims_figure_and_provenance(command):
     done = command()
     assert done.status == 0 and done.err == ""
