@@ -6,7 +6,7 @@ the least potential Q(w; alpha), solved for here by Newton's method: near the le
 small start, the least |w| from a large one. No parameter is free.
 
     python -m experiments diagonal_networks          # quick: 20 s on two cores
-    python -m experiments diagonal_networks paper    # two minutes; writes figures/
+    python -m experiments diagonal_networks paper    # a minute; writes figures/
 
 Expect a relative distance to the prediction of 4e-4 to 9e-4 for alpha up to 0.3 at the smallest
 rate, 1e-4 / alpha^4 beyond, 40 times less than to the solution of least |w|. It is of first order

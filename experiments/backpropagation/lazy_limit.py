@@ -6,7 +6,7 @@ parametrisation the kernel's slope along that way falls as 1 / width, so its rel
 1 / (width alpha), and the distance to linearised training, in closed form, by the same.
 
     python -m experiments lazy_limit          # quick: half a minute on two cores
-    python -m experiments lazy_limit paper    # two minutes; writes figures/
+    python -m experiments lazy_limit paper    # a minute; writes figures/
 
 MNIST 3 against 8 (14 x 14), 32 examples a seed, tanh 196-n-n-1, full batch. Expect exponents of
 -1.0; in the maximal-update parametrisation 0 against width, and 0 against alpha where the outputs

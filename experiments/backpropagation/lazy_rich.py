@@ -5,8 +5,8 @@ regression by its tangent kernel, which must learn all d (d - 1) / 2 products at
 and rich, where the weights turn to the two inputs that matter. The lazy test error follows, without
 a free parameter, from the kernel's spectrum on the hypercube (`lab.theory.kernels`).
 
-    python -m experiments lazy_rich          # quick: half a minute on two cores
-    python -m experiments lazy_rich paper    # two minutes; writes figures/
+    python -m experiments lazy_rich          # quick: 20 s on two cores
+    python -m experiments lazy_rich paper    # a minute; writes figures/
 
 Target x_1 x_2, x in {-1, 1}^20; f = alpha / m Σ a_i relu(w_i . x), f = 0 at the start (mirrored
 pairs), both layers by gradient descent; alpha 1 is rich, 100 lazy. Expect tests of the lazy network

@@ -6,7 +6,7 @@ where a parabola through the least log loss (the mean of batches after the first
 neighbours an octave away is lowest. CHANGE of a preactivation: by all weights, or by its layer's.
 
     python -m experiments width_transfer          # quick: 40 s on two cores
-    python -m experiments width_transfer paper    # 4 minutes; writes figures/
+    python -m experiments width_transfer paper    # 3 minutes; writes figures/
 
 Expect the best rate to go as n^-0.03 in muP and n^-1 in standard form, theory's limit (0.8 octaves
 from 64 to 128 units, 1.3 from 512 on). At the best rate of 64 units 1,024 lose at most 2% in muP

@@ -4,7 +4,7 @@ Networks that learn 128 digits, their weights drawn back to the start as ridge r
 beside what the kernel's eigenvalues on 1,200 other digits say (`learning_curves`).
 
     python -m experiments curve_of_width          # quick: 20 seconds on two cores
-    python -m experiments curve_of_width paper    # a minute; writes figures/
+    python -m experiments curve_of_width paper    # 15 seconds; writes figures/
 
 MNIST, 14 x 14, centred, of one length; targets one-hot less 0.1, squared error summed over outputs;
 two ReLU layers, NTK parametrisation, less their start, ridge 1. Expect 32% above the prediction at
