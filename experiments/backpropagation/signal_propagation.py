@@ -248,6 +248,9 @@ def figure(data: Mapping[str, xr.Dataset]) -> Figure:
         right.set(xlabel="weight variance", ylabel="growth of gradients a layer")
         plane.set(xlabel="bias variance", ylabel="weight variance", xscale="log")
         plane.set(xlim=(0.015, 0.6), ylim=(1.2, 3.2))
+        biases = data["plane"].bias.values
+        plane.set_xticks(biases, labels=[f"{bias:g}" for bias in biases])
+        plane.minorticks_off()
         for axes in (left, middle):
             key(axes, columns=3, title="weight variance; grey: theory")
     return result
